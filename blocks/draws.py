@@ -1,0 +1,47 @@
+"""Random numbers of training, addressed instead of consumed.
+
+Each number belongs to (seed, stream, step, position of the sample in the global batch). No generator state is ever
+saved: a run that was killed, or that goes on with another number of processes, draws the same numbers.
+"""
+
+import hashlib
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+def address(*key: int | str) -> int:
+    """Return a 63-bit seed for an address, the same on every machine."""
+    text = "/".join(map(str, key))
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
+
+
+class Draws:
+    """Random tensors for ``batch`` samples that stand at ``first``, ``first + 1``, ... in the global batch of ``step``.
+
+    One stream name must be used once a step: the same name gives the same numbers again.
+    """
+
+    def __init__(
+        self, seed: int, step: int, *, first: int, batch: int, device: torch.device | str = "cpu"
+    ) -> None:
+        self.seed, self.step, self.first, self.batch = seed, step, first, batch
+        self.device = torch.device(device)
+
+    def _generators(self, stream: str) -> list[torch.Generator]:
+        positions = range(self.first, self.first + self.batch)
+        return [
+            torch.Generator(self.device).manual_seed(address(self.seed, stream, self.step, position))
+            for position in positions
+        ]
+
+    def normal(self, stream: str, *shape: int) -> Float[Tensor, "b ..."]:
+        """Standard normal numbers ``[batch, *shape]``, float32."""
+        rows = [torch.randn(shape, generator=g, device=self.device) for g in self._generators(stream)]
+        return torch.stack(rows)
+
+    def uniform(self, stream: str, *shape: int) -> Float[Tensor, "b ..."]:
+        """Uniform numbers in [0, 1) ``[batch, *shape]``, float32."""
+        rows = [torch.rand(shape, generator=g, device=self.device) for g in self._generators(stream)]
+        return torch.stack(rows)

@@ -1,0 +1,329 @@
+"""Parts: frozen configs that build something, and the names by which files find their classes again.
+
+A part is a keyword-only frozen dataclass whose field values are checked when it is made. ``@part("slot/name")``
+declares it under a short name, its *kind*, which is what JSON files carry; Python code imports the class and needs
+no name. Abstract subclasses of :class:`Part` in ``slots.py`` are the swap points.
+
+Every problem is a :class:`PartError`, whose text is *where: what is wrong; what would be right*.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import importlib.metadata
+import json
+import math
+import re
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
+from typing import Any, ClassVar, Literal, TypeVar, Union, dataclass_transform
+
+from beartype.door import is_bearable
+
+ENTRY_POINTS = "latelier.parts"
+"""Entry-point group through which other packages declare parts: each entry names a module to import."""
+
+_declared: dict[str, type["Part"]] = {}
+_failed_plugins: list[str] = []
+
+
+class PartError(ValueError):
+    """A part, or a file that describes one, is wrong; says where, what, and what would be right."""
+
+    def __init__(self, where: str, what: str) -> None:
+        super().__init__(f"{where}: {what}")
+        self.where, self.what = where, what
+
+    def __reduce__(self) -> tuple[type["PartError"], tuple[str, str]]:
+        return type(self), (self.where, self.what)
+
+
+class Part:
+    """Base of all configs. ``slot`` names the swap point, ``kind`` is ``slot/name``; both are set on classes."""
+
+    slot: ClassVar[str] = ""
+    kind: ClassVar[str] = ""
+
+    @property
+    def id(self) -> str:
+        """Twelve hexadecimal digits that equal parts share, on every machine and in every session."""
+        text = json.dumps(encode(self), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+P = TypeVar("P", bound=Part)
+
+
+@dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(dataclasses.field,))
+def part(kind: str) -> Any:
+    """Declare a class as the part ``kind``: freeze it, make it keyword-only, check its values whenever one is made.
+
+    A ``__post_init__`` of the class runs after the types are checked; it may raise ``ValueError("field: what is
+    wrong; what would be right")``, which readers see with the full path of the field in front.
+    """
+
+    def declare(cls: type[P]) -> type[P]:
+        slot, _, name = kind.partition("/")
+        if not re.fullmatch(r"[a-z][a-z0-9_]*", slot) or not re.fullmatch(r"[a-z0-9][a-z0-9_.-]*", name):
+            raise PartError(cls.__qualname__, f"{kind!r} is no kind; write 'slot/name' in small letters")
+        if not issubclass(cls, Part):
+            raise PartError(cls.__qualname__, "a part subclasses Part or one of the slots")
+        if cls.slot and cls.slot != slot:
+            raise PartError(cls.__qualname__, f"{kind!r} is declared in slot {cls.slot!r}; name it '{cls.slot}/{name}'")
+        other = _declared.get(kind)
+        if other is not None and (other.__module__, other.__qualname__) != (cls.__module__, cls.__qualname__):
+            owner = f"{other.__module__}.{other.__qualname__}"
+            raise PartError(cls.__qualname__, f"{kind!r} is declared by {owner}; choose another name")
+        user_check = cls.__dict__.get("__post_init__")
+
+        def post_init(self: P) -> None:
+            if type(self) is cls:
+                _check_values(self)
+            if user_check is not None:
+                try:
+                    user_check(self)
+                except PartError:
+                    raise
+                except ValueError as error:
+                    where, _, what = str(error).partition(": ")
+                    raise PartError(f"config.{where}", what) from None
+
+        cls.__post_init__ = post_init  # type: ignore[attr-defined]
+        made = dataclasses.dataclass(frozen=True, kw_only=True)(cls)
+        made.slot, made.kind = slot, kind
+        _declared[kind] = made
+        return made
+
+    return declare
+
+
+def parts(slot: type[P] | None = None) -> tuple[type[P], ...]:
+    """Return the declared classes, or those of one slot, in the order of their kinds."""
+    found = (cls for _, cls in sorted(_declared.items()) if slot is None or issubclass(cls, slot))
+    return typing.cast("tuple[type[P], ...]", tuple(found))
+
+
+@functools.cache
+def discover() -> None:
+    """Import, once, the modules that installed packages name in the entry-point group ``latelier.parts``."""
+    for entry in importlib.metadata.entry_points(group=ENTRY_POINTS):
+        try:
+            entry.load()
+        except Exception as error:  # another package's fault must not hide ours; it is told when a name is missing
+            _failed_plugins.append(f"{entry.name!r} ({entry.value}) failed with {type(error).__name__}: {error}")
+
+
+def fields(cls: type[Part] | Part) -> dict[str, Any]:
+    """Return the fields of a part with their types, in the order of declaration."""
+    cls = cls if isinstance(cls, type) else type(cls)
+    hints = typing.get_type_hints(cls)
+    return {f.name: hints[f.name] for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+
+
+# --- to and from JSON -------------------------------------------------------------------------------------------
+
+
+def encode(value: Any) -> Any:
+    """Return the JSON form: parts as objects with ``kind`` first, tuples as lists."""
+    if isinstance(value, Part):
+        if not value.kind:
+            raise PartError(type(value).__qualname__, "is not declared; decorate it with @part('slot/name')")
+        return {"kind": value.kind} | {name: encode(getattr(value, name)) for name in fields(value)}
+    if isinstance(value, tuple | list):
+        return [encode(item) for item in value]
+    return value
+
+
+def decode(value: Any, slot: type[P] = Part, *, where: str = "config") -> P:
+    """Rebuild a part from its JSON form; ``slot`` says what is expected there.
+
+    Raises:
+        PartError: unknown kind or field, wrong type or slot; the message starts with the path inside the file.
+    """
+    return _decode_part(value, slot, where)
+
+
+def _decode_part(value: Any, slot: type[P], where: str) -> P:
+    if isinstance(value, str):  # short form, as in --set encoder.block=fcdm: a part with its defaults
+        value = {"kind": value if "/" in value or not slot.slot else f"{slot.slot}/{value}"}
+    if not isinstance(value, Mapping):
+        raise PartError(where, f"takes {_describe(slot)}, got {value!r}")
+    if "kind" not in value:
+        raise PartError(where, f"has no 'kind'; it names the part, such as {_an_example(slot)}")
+    cls = _find(value["kind"], slot, where)
+    known = fields(cls)
+    given = {name: item for name, item in value.items() if name != "kind"}
+    for name in given:
+        if name not in known:
+            raise PartError(where, f"{cls.kind!r} has no field {name!r}; {_suggest(name, known)}")
+    for spec in dataclasses.fields(cls):  # type: ignore[arg-type]
+        required = spec.default is dataclasses.MISSING and spec.default_factory is dataclasses.MISSING
+        if required and spec.name not in given:
+            raise PartError(where, f"{cls.kind!r} needs {spec.name!r}, {_describe(known[spec.name])}")
+    ready = {name: _decode_value(item, known[name], f"{where}.{name}") for name, item in given.items()}
+    try:
+        return cls(**ready)
+    except PartError as error:
+        raise PartError(where + error.where.removeprefix("config"), error.what) from None
+
+
+def _find(kind: Any, slot: type[P], where: str) -> type[P]:
+    if isinstance(kind, str) and kind not in _declared:
+        discover()
+    cls = _declared.get(kind) if isinstance(kind, str) else None
+    if cls is None:
+        pool = [c.kind for c in parts(slot)] or list(_declared)
+        hint = "; ".join([_suggest(str(kind), pool), *(f"the plug-in {text}" for text in _failed_plugins)])
+        raise PartError(where, f"no part is named {kind!r}; {hint}")
+    if not issubclass(cls, slot):
+        raise PartError(where, f"takes {_describe(slot)}, got {kind!r}")
+    return cls
+
+
+def _decode_value(value: Any, hint: Any, where: str) -> Any:
+    for option in _options(hint):
+        origin = typing.get_origin(option)
+        if isinstance(option, type) and issubclass(option, Part) and (isinstance(value, Mapping | str)):
+            return _decode_part(value, option, where)
+        if origin is tuple and isinstance(value, list | tuple):
+            args = typing.get_args(option)
+            items = args[:1] * len(value) if args[1:] == (...,) else args
+            if len(items) == len(value):
+                return tuple(_decode_value(v, h, f"{where}.{i}") for i, (v, h) in enumerate(zip(value, items)))
+    return _checked(value, hint, where)
+
+
+# --- checks of values ---------------------------------------------------------------------------------------------
+
+
+def _check_values(self: Part) -> None:
+    for name, hint in fields(self).items():
+        value = getattr(self, name)
+        checked = _checked(value, hint, f"config.{name}")
+        if checked is not value:
+            object.__setattr__(self, name, checked)
+
+
+def _checked(value: Any, hint: Any, where: str) -> Any:
+    """Return ``value`` (an int as float where floats belong) or raise; a bool is no number, NaN and inf no setting."""
+    options = _options(hint)
+    if isinstance(value, bool) and bool not in options and not any(_is_literal(o, value) for o in options):
+        raise PartError(where, f"takes {_describe(hint)}, got {value!r}")
+    if isinstance(value, int) and not isinstance(value, bool) and float in options and int not in options:
+        value = float(value)
+    if isinstance(value, tuple):
+        items = _float_items(value, options)
+        value = value if all(a is b for a, b in zip(items, value)) else items
+    if isinstance(value, float) and not math.isfinite(value):
+        raise PartError(where, f"takes a finite number, got {value!r}")
+    if not is_bearable(value, hint):
+        known = [arg for o in options if typing.get_origin(o) is Literal for arg in typing.get_args(o)]
+        close = _closest(value, known) if isinstance(value, str) else None
+        got = repr(value.kind) if isinstance(value, Part) and value.kind else repr(value)
+        raise PartError(where, f"takes {_describe(hint)}, got {got}" + (f"; did you mean {close!r}?" if close else ""))
+    return value
+
+
+def _float_items(value: tuple[Any, ...], options: Iterable[Any]) -> tuple[Any, ...]:
+    for option in options:
+        args = typing.get_args(option)
+        if typing.get_origin(option) is tuple and float in args and int not in args:
+            return tuple(float(v) if type(v) is int else v for v in value)
+    return value
+
+
+def _options(hint: Any) -> tuple[Any, ...]:
+    return typing.get_args(hint) if typing.get_origin(hint) in (Union, types.UnionType) else (hint,)
+
+
+def _is_literal(option: Any, value: Any) -> bool:
+    return typing.get_origin(option) is Literal and any(arg is value for arg in typing.get_args(option))
+
+
+def _describe(hint: Any) -> str:
+    options = _options(hint)
+    if len(options) > 1:
+        return " or ".join(_describe(option) for option in options)
+    if hint is None or hint is types.NoneType:
+        return "None"
+    if typing.get_origin(hint) is Literal:
+        return " or ".join(repr(arg) for arg in typing.get_args(hint))
+    if typing.get_origin(hint) is tuple:
+        return "tuple[" + ", ".join("..." if a is ... else _describe(a) for a in typing.get_args(hint)) + "]"
+    if isinstance(hint, type) and issubclass(hint, Part):
+        return f"a part of slot {hint.slot!r}" if hint.slot else "a part"
+    return getattr(hint, "__name__", str(hint))
+
+
+def _an_example(slot: type[Part]) -> str:
+    found = parts(slot)
+    return repr(found[0].kind) if found else f"'{slot.slot or 'slot'}/name'"
+
+
+def _closest(name: str, known: Iterable[Any]) -> str | None:
+    close = get_close_matches(name, [str(k) for k in known], n=1, cutoff=0.6)
+    return close[0] if close else None
+
+
+def _suggest(name: str, known: Iterable[str]) -> str:
+    known = list(known)
+    close = _closest(name, known)
+    if close:
+        return f"did you mean {close!r}?"
+    return "known: " + ", ".join(map(repr, known)) if known else "it takes none"
+
+
+# --- dotted overrides ---------------------------------------------------------------------------------------------
+
+
+def override(config: P, settings: Iterable[str], *, where: str = "config") -> P:
+    """Return ``config`` changed by settings such as ``"encoder.depth=8"`` or ``"encoder.block=fcdm"``.
+
+    A value is read as JSON and, failing that, as text. A tuple's item is named by its index, or by the name that ends
+    its kind: ``objective.alignment.weight=0``. The same checks apply as to files.
+
+    Raises:
+        PartError: a setting without ``=``, or one that :func:`decode` refuses; ``config`` itself is never changed.
+    """
+    tree = encode(config)
+    for setting in settings:
+        path, equals, text = setting.partition("=")
+        if not equals or not path:
+            raise PartError(setting, "is no setting; write path=value, such as encoder.depth=8")
+        try:
+            value = json.loads(text)
+        except json.JSONDecodeError:
+            value = text
+        keys = path.split(".")
+        target, at = tree, where
+        for key in keys[:-1]:
+            target, at = _step(target, key, at), f"{at}.{key}"
+        _step(target, keys[-1], at)
+        if isinstance(target, list):
+            target[_index(target, keys[-1], at)] = value
+        else:
+            target[keys[-1]] = value
+    return _decode_part(tree, type(config), where)
+
+
+def _step(target: Any, key: str, where: str) -> Any:
+    if isinstance(target, list):
+        return target[_index(target, key, where)]
+    if not isinstance(target, dict):
+        raise PartError(where, f"is {target!r} and has no field {key!r}")
+    if key not in target:
+        known = [name for name in target if name != "kind"]
+        raise PartError(where, f"{target['kind']!r} has no field {key!r}; {_suggest(key, known)}")
+    return target[key]
+
+
+def _index(items: list[Any], key: str, where: str) -> int:
+    if key.isdecimal() and int(key) < len(items):
+        return int(key)
+    names = [item["kind"].partition("/")[2] if isinstance(item, dict) else "" for item in items]
+    if names.count(key) == 1:
+        return names.index(key)
+    hint = _suggest(key, [n for n in names if n]) if any(names) else f"it has the indices 0 to {len(items) - 1}"
+    raise PartError(where, f"has no item {key!r}; {hint}")

@@ -1,0 +1,276 @@
+"""The swap points: abstract configs whose methods are the contract between neighbours.
+
+A part belongs to a slot by subclassing it: ``class FCDMBlockConfig(BlockConfig)``. What a slot's ``build`` is given
+is all that its parts may depend on; a part that needs more belongs in another slot.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from .registry import Part
+from .shapes import Image, Latent, Map, Times
+
+if TYPE_CHECKING:
+    from .draws import Draws
+    from .posterior import EncoderPosterior
+    from .vp import VPSchedule
+
+
+class BlockConfig(Part, ABC):
+    """A block keeps the shape of its map: ``forward(x: Map, cond: Cond | None) -> Map``.
+
+    A conditioned block is born as the identity. It turns its condition into ``modulations * width`` numbers an image
+    with its submodule ``modulate``; a stack that computes those numbers itself puts ``nn.Identity`` there.
+    """
+
+    slot: ClassVar[str] = "block"
+    modulations: ClassVar[int] = 2
+    global_context: ClassVar[bool] = False
+    """Whether one output position depends on all input positions, so that tiling changes results."""
+
+    @abstractmethod
+    def build(self, width: int, *, cond: int | None = None) -> nn.Module:
+        """Build for maps of ``width`` channels and conditions of ``cond`` numbers (None: unconditioned)."""
+
+
+class EncoderConfig(Part, ABC):
+    """Image ``[b, channels, H, W]`` to map ``[b, out, H/patch, W/patch]``."""
+
+    slot: ClassVar[str] = "encoder"
+
+    @abstractmethod
+    def build(self, *, channels: int, patch: int, width: int, out: int) -> nn.Module: ...
+
+
+class DecoderConfig(Part, ABC):
+    """A denoiser in pixel space: ``forward(x_t: Image, t: Times, latent: Latent, drop_middle_blocks) -> Image``.
+
+    ``drop_middle_blocks`` is a bool for the batch, or a bool tensor ``[b]`` that decides for each image.
+    """
+
+    slot: ClassVar[str] = "decoder"
+
+    @abstractmethod
+    def build(self, *, channels: int, patch: int, width: int, latent: int) -> nn.Module: ...
+
+
+class PosteriorHead(nn.Module, ABC):
+    """Reads a posterior off the encoder's output, a map of ``channels`` channels."""
+
+    channels: int
+
+    @abstractmethod
+    def forward(self, moments: Map) -> "EncoderPosterior": ...
+
+
+class PosteriorConfig(Part, ABC):
+    """What the encoder's output means as a distribution over latents."""
+
+    slot: ClassVar[str] = "posterior"
+
+    @abstractmethod
+    def build(self, latent: int) -> PosteriorHead: ...
+
+
+Statistics = dict[str, Tensor]
+"""Named float32 tensors of a latent normaliser; the model keeps them as buffers ``latent_norm_<name>``."""
+
+
+class LatentNormConfig(Part, ABC):
+    """An invertible map between raw latents and the space that ``encode`` returns, and statistics that fix it."""
+
+    slot: ClassVar[str] = "latent_norm"
+
+    @abstractmethod
+    def statistics(self, latent: int) -> Statistics:
+        """Statistics under which the map is (close to) the identity."""
+
+    @abstractmethod
+    def normalise(self, z: Latent, statistics: Statistics) -> Latent: ...
+
+    @abstractmethod
+    def denormalise(self, z: Latent, statistics: Statistics) -> Latent: ...
+
+    @abstractmethod
+    def observe(self, z: Latent) -> Float[Tensor, "k z"]:
+        """Moments of one batch, such that the moments of equal parts average to the moments of the whole."""
+
+    @abstractmethod
+    def fit(self, statistics: Statistics, moments: Float[Tensor, "k z"], *, momentum: float) -> None:
+        """Move the statistics towards the moments, in place; momentum 1 replaces them."""
+
+
+class ScheduleConfig(Part, ABC):
+    """A noise schedule of diffusion."""
+
+    slot: ClassVar[str] = "schedule"
+
+    @abstractmethod
+    def build(self) -> "VPSchedule": ...
+
+
+class TimesConfig(Part, ABC):
+    """A distribution of noise levels over [0, 1] for training."""
+
+    slot: ClassVar[str] = "times"
+
+    @abstractmethod
+    def sample(self, draws: "Draws", stream: str) -> Times: ...
+
+
+class HeadConfig(Part, ABC):
+    """Predicts teacher tokens from noised latents: ``forward(latent, tau: Times) -> tokens [b, h*w, features]``."""
+
+    slot: ClassVar[str] = "head"
+
+    @abstractmethod
+    def build(self, *, latent: int, features: int) -> nn.Module: ...
+
+
+@dataclass(frozen=True)
+class TeacherOutput:
+    """What a teacher says of a batch; ``patches`` are in row-major order of ``grid`` = (rows, columns)."""
+
+    patches: Float[Tensor, "b n f"]
+    grid: tuple[int, int]
+    cls: Float[Tensor, "b f"] | None = None
+    registers: Float[Tensor, "b r f"] | None = None
+
+
+class TeacherConfig(Part, ABC):
+    """A frozen network or a fixed function of images in [0, 1], which owns its resizing and normalisation."""
+
+    slot: ClassVar[str] = "teacher"
+
+    @property
+    @abstractmethod
+    def features(self) -> int:
+        """Width of a token."""
+
+    @abstractmethod
+    def build(self) -> nn.Module:
+        """Build ``forward(images: Image) -> TeacherOutput``, without gradients."""
+
+
+class FamilyConfig(Part, ABC):
+    """A whole model."""
+
+    slot: ClassVar[str] = "family"
+
+    @abstractmethod
+    def build(self) -> nn.Module: ...
+
+
+@dataclass
+class StepState:
+    """What one training step knows: the terms of an objective read from it.
+
+    ``latent`` is the raw posterior sample with gradient; ``features`` is what the teacher says of ``images``.
+    """
+
+    model: Any
+    images: Image
+    posterior: "EncoderPosterior"
+    latent: Latent
+    draws: "Draws"
+    features: TeacherOutput | None
+
+
+class ObjectiveConfig(Part, ABC):
+    """One term of a training objective: ``forward(state: StepState) -> Tensor``, a scalar mean over the batch.
+
+    Terms may own parameters (an alignment head), which learn and are checkpointed, but are no part of the model.
+    """
+
+    slot: ClassVar[str] = "objective"
+    weight: float
+
+    @abstractmethod
+    def build(self, model: FamilyConfig, teacher: TeacherConfig | None) -> nn.Module: ...
+
+
+class OptimiserConfig(Part, ABC):
+    slot: ClassVar[str] = "optimiser"
+
+    @abstractmethod
+    def build(self, parameters: Iterable[tuple[str, nn.Parameter]]) -> torch.optim.Optimizer: ...
+
+
+class RateConfig(Part, ABC):
+    """Learning rate over a stage, as a factor of the optimiser's rate."""
+
+    slot: ClassVar[str] = "rate"
+
+    @abstractmethod
+    def factor(self, step: int, steps: int) -> float:
+        """Factor for ``step`` = 0 .. steps - 1."""
+
+
+class ImageSource(Protocol):
+    """A fixed sequence of images. ``read`` returns RGB, 8 bit; everything random about it comes from outside."""
+
+    def __len__(self) -> int: ...
+
+    def name(self, index: int) -> str: ...
+
+    def size(self, index: int) -> tuple[int, int]:
+        """(height, width) after EXIF orientation, read without decoding the pixels where the format allows it."""
+        ...
+
+    def read(self, index: int) -> Any:
+        """A ``PIL.Image.Image`` of mode RGB."""
+        ...
+
+
+class DataConfig(Part, ABC):
+    """Where images come from."""
+
+    slot: ClassVar[str] = "data"
+
+    @abstractmethod
+    def training(self) -> ImageSource: ...
+
+    @abstractmethod
+    def held_out(self) -> ImageSource: ...
+
+
+class ProtocolConfig(Part, ABC):
+    """A named way of measuring; its ``id`` is stored with every number that it produced."""
+
+    slot: ClassVar[str] = "protocol"
+
+    @abstractmethod
+    def measure(
+        self, model: Any, images: ImageSource, *, teacher: nn.Module | None, on_image: Callable[[int, int], None]
+    ) -> dict[str, Any]:
+        """Return the report of ``evaluation.report``; ``on_image(done, total)`` is called after each image."""
+
+
+__all__ = [
+    "BlockConfig",
+    "DataConfig",
+    "DecoderConfig",
+    "EncoderConfig",
+    "FamilyConfig",
+    "HeadConfig",
+    "ImageSource",
+    "LatentNormConfig",
+    "ObjectiveConfig",
+    "OptimiserConfig",
+    "PosteriorConfig",
+    "PosteriorHead",
+    "ProtocolConfig",
+    "RateConfig",
+    "ScheduleConfig",
+    "Statistics",
+    "StepState",
+    "TeacherConfig",
+    "TeacherOutput",
+    "TimesConfig",
+]
