@@ -1,0 +1,58 @@
+"""Norms over channels and over space.
+
+- RMSNorm: x / sqrt(mean_c x² + eps) (Zhang and Sennrich, arXiv 1910.07467, eq. 4).
+- GRN: gamma·(x·N) + beta + x with N = G / (mean_c G + eps), G = L2 norm over space (ConvNeXt V2, arXiv 2301.00808, alg. 1).
+
+Means of squares, norms and their quotients are float32; the result has the dtype of the input.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from .shapes import Map
+
+
+def channel_rms_norm(x: Map, *, eps: float = 1e-6) -> Map:
+    """Divide each position by the root mean square of its channels.
+
+    The square is taken in the input's dtype, its mean in float32, and the reciprocal root is cast back, which is how
+    the published models were trained.
+    """
+    mean_square = x.square().mean(dim=1, keepdim=True, dtype=torch.float32)
+    return x * torch.rsqrt(mean_square + eps).to(x.dtype)
+
+
+class ChannelRMSNorm(nn.Module):
+    """RMSNorm over the channels of a map; ``affine`` adds a weight and a bias for each channel."""
+
+    def __init__(self, width: int, *, eps: float = 1e-6, affine: bool = False) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(width)) if affine else None
+        self.bias = nn.Parameter(torch.zeros(width)) if affine else None
+
+    def forward(self, x: Map) -> Map:
+        y = channel_rms_norm(x, eps=self.eps)
+        if self.weight is not None and self.bias is not None:
+            y = y * self.weight.to(y.dtype)[:, None, None] + self.bias.to(y.dtype)[:, None, None]
+        return y
+
+
+def response_norm(x: Map, *, eps: float = 1e-6) -> Tensor:
+    """Return N ``[b, c, 1, 1]``, float32: how strong each channel is over the whole map, relative to the others."""
+    strength = x.float().square().sum(dim=(2, 3), keepdim=True).sqrt()
+    return strength / (strength.mean(dim=1, keepdim=True) + eps)
+
+
+class GRN(nn.Module):
+    """Global response normalisation, born as the identity. Its statistics see the whole map: crops change results."""
+
+    def __init__(self, width: int, *, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.eps = eps
+        self.gamma = nn.Parameter(torch.zeros(1, width, 1, 1))
+        self.beta = nn.Parameter(torch.zeros(1, width, 1, 1))
+
+    def forward(self, x: Map) -> Map:
+        scale = 1 + self.gamma * response_norm(x, eps=self.eps)
+        return x * scale.to(x.dtype) + self.beta.to(x.dtype)

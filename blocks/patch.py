@@ -1,0 +1,43 @@
+"""Pixels to patches and back.
+
+``pixel_unshuffle`` orders channels c·p² + i·p + j, which is also how the kernel of a strided convolution flattens:
+the convolution ``[D, c, p, p]`` equals pixel-unshuffle followed by the 1x1 convolution ``[D, c·p², 1, 1]``.
+"""
+
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from .shapes import Map
+
+
+def patchify(x: Map, patch: int) -> Float[Tensor, "b c_pp h_p w_p"]:
+    """Move each ``patch`` x ``patch`` square into channels, ordered c·p² + i·p + j."""
+    return F.pixel_unshuffle(x, patch)
+
+
+def unpatchify(x: Map, patch: int) -> Float[Tensor, "b c_pp h_p w_p"]:
+    """Undo :func:`patchify`."""
+    return F.pixel_shuffle(x, patch)
+
+
+class Patchify(nn.Module):
+    """Linear embedding of patches: a convolution whose kernel equals its stride. No norm, no positions."""
+
+    def __init__(self, channels: int, width: int, *, patch: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(channels, width, patch, stride=patch)
+
+    def forward(self, x: Map) -> Float[Tensor, "b c_out h_p w_p"]:
+        return self.proj(x)
+
+
+class Unpatchify(nn.Conv2d):
+    """Linear read-out of patches: a 1x1 convolution, then pixel-shuffle; nothing is clamped."""
+
+    def __init__(self, width: int, channels: int, *, patch: int) -> None:
+        super().__init__(width, channels * patch**2, 1)
+        self.patch = patch
+
+    def forward(self, input: Map) -> Float[Tensor, "b c_out h_p w_p"]:
+        return unpatchify(super().forward(input), self.patch)

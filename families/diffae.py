@@ -1,0 +1,268 @@
+"""Diffusion autoencoders: SemDisDiffAE and its relatives.
+
+An encoder gives a variance-preserving posterior over latents, the latents are whitened per channel, and a decoder
+denoises pixels given the latent (technical report of SemDisDiffAE; model cards data-archetype/semdisdiffae,
+semdisdiffae_p32, semdisdiffae_p32_v2, full_capacitor, capacitor_decoder).
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from ..blocks.fcdm import FCDMBlockConfig
+from ..blocks.latent_norm import WhiteningConfig
+from ..blocks.patch import patchify, unpatchify
+from ..blocks.posterior import EncoderPosterior, VPPosteriorConfig
+from ..blocks.precision import Float32Buffers
+from ..blocks.registry import part
+from ..blocks.samplers import GRIDS, SAMPLERS, path_drop_guidance
+from ..blocks.shapes import Image, Latent, Times
+from ..blocks.slots import (
+    DecoderConfig,
+    EncoderConfig,
+    FamilyConfig,
+    LatentNormConfig,
+    PosteriorConfig,
+    ScheduleConfig,
+    Statistics,
+)
+from ..blocks.stack import SkipDecoderConfig, StackEncoderConfig
+from ..blocks.vp import VPScheduleConfig
+from .files import load_folder, save_folder
+
+
+@dataclass(frozen=True, kw_only=True)
+class InferenceConfig:
+    """How to decode; the published fields and defaults.
+
+    Attributes:
+        num_steps: decoder evaluations (twice as many with guidance), at least 1.
+        sampler: "ddim" or "dpmpp_2m".
+        schedule: spacing of the times, "linear" or "cosine".
+        pdg: path-drop guidance, at ``pdg_strength`` (1 is none). For sharp pictures: 10 steps with guidance.
+        seed: of the starting noise, which is drawn on the CPU for the whole batch; None uses torch's global generator.
+        strength: fraction of the time grid that is run, in (0, 1]: below 1 decoding starts from less noise.
+    """
+
+    num_steps: int = 1
+    sampler: Literal["ddim", "dpmpp_2m"] = "ddim"
+    schedule: Literal["linear", "cosine"] = "linear"
+    pdg: bool = False
+    pdg_strength: float = 2.0
+    seed: int | None = None
+    strength: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.num_steps < 1:
+            raise ValueError(f"num_steps: counts decoder evaluations and must be at least 1, got {self.num_steps}")
+        for name, known in (("sampler", SAMPLERS), ("schedule", GRIDS)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name}: takes {' or '.join(map(repr, known))}, got {getattr(self, name)!r}")
+        if not 0 < self.strength <= 1:
+            raise ValueError(f"strength: must be in (0, 1], got {self.strength}")
+
+
+class SemDisDiffAE(Float32Buffers):
+    """Image autoencoder with whitened latents and a diffusion decoder. Images are RGB in [-1, 1], NCHW."""
+
+    config: "DiffAEConfig"
+
+    def __init__(self, config: "DiffAEConfig") -> None:
+        super().__init__()
+        self.config = config
+        self.posterior_head = config.posterior.build(config.latent)
+        self.encoder = (
+            None
+            if config.encoder is None
+            else config.encoder.build(
+                channels=config.channels, patch=config.patch, width=config.width, out=self.posterior_head.channels
+            )
+        )
+        self.decoder = config.decoder.build(
+            channels=config.channels, patch=config.patch, width=config.width, latent=config.latent
+        )
+        self.noise_schedule = config.schedule.build()
+        for name, value in config.latent_norm.statistics(self.latent_channels).items():
+            self.register_buffer(f"latent_norm_{name}", value)
+
+    @property
+    def stride(self) -> int:
+        """Pixels a side that become one latent position; sizes of images must divide by it."""
+        return self.config.patch * self.config.latent_patch
+
+    @property
+    def latent_channels(self) -> int:
+        """Channels of the latents that ``encode`` returns."""
+        return self.config.latent * self.config.latent_patch**2
+
+    @property
+    def latent_statistics(self) -> Statistics:
+        """The float32 statistics of the latent normaliser, by name; they live in buffers ``latent_norm_<name>``."""
+        return {
+            name.removeprefix("latent_norm_"): buffer
+            for name, buffer in self.named_buffers(recurse=False)
+            if name.startswith("latent_norm_")
+        }
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.decoder.out_proj.weight.dtype
+
+    # --- the published surface ------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def encode(self, images: Image) -> Latent:
+        """Whitened mode of the posterior, ``[b, latent_channels, H/stride, W/stride]``, in the model's dtype."""
+        return self.whiten(self.posterior(images).mode())
+
+    @torch.no_grad()
+    def encode_posterior(self, images: Image) -> EncoderPosterior:
+        """The raw posterior, not whitened; ``mean`` and ``logsnr`` have the shape of latents."""
+        return self.posterior(images)
+
+    @torch.no_grad()
+    def decode(
+        self, latents: Latent, height: int, width: int, inference_config: InferenceConfig | None = None
+    ) -> Image:
+        """Images ``[b, 3, height, width]``, float32, not clamped, from whitened latents."""
+        self._check_latents(latents, height, width)
+        settings = inference_config or InferenceConfig()
+        noise = self.draw_noise(len(latents), height, width, seed=settings.seed).to(latents.device)
+        return self.denoise(noise, self.dewhiten(latents.float()), settings)
+
+    @torch.no_grad()
+    def reconstruct(self, images: Image, inference_config: InferenceConfig | None = None) -> Image:
+        """``decode(encode(images))`` at the images' own size."""
+        return self.decode(self.encode(images), images.shape[2], images.shape[3], inference_config)
+
+    def whiten(self, z: Latent) -> Latent:
+        """Raw latents to the normalised space of ``encode``; float32 arithmetic, the dtype of ``z``."""
+        return self.config.latent_norm.normalise(z, self.latent_statistics)
+
+    def dewhiten(self, z: Latent) -> Latent:
+        """Normalised latents to raw ones; undoes :meth:`whiten`."""
+        return self.config.latent_norm.denormalise(z, self.latent_statistics)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path_or_id: str | Path,
+        *,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
+        revision: str | None = None,
+    ) -> Self:
+        """Load a folder or a hub repository, in our layout or in the published one.
+
+        Raises:
+            PartError, CheckpointError: a config or tensors that do not fit, with what is wrong by name.
+            FileNotFoundError: no such folder, or a hub repository that cannot be reached.
+        """
+        from .published import read_published
+
+        return load_folder(path_or_id, cls, device=device, dtype=dtype, revision=revision, published=read_published)
+
+    def save_pretrained(self, folder: str | Path, *, header: dict[str, Any] | None = None) -> Path:
+        """Write ``config.json`` and ``model.safetensors``; ``header`` adds entries to the safetensors header."""
+        return save_folder(self, folder, header=header)
+
+    # --- what the surface and training are made of ----------------------------------------------------------------
+
+    def posterior(self, images: Image) -> EncoderPosterior:
+        """As :meth:`encode_posterior`, with gradients."""
+        if self.encoder is None:
+            raise ValueError("encode: this model has a decoder only; its latents come from another model's encoder")
+        height, width = images.shape[2:]
+        if height % self.stride or width % self.stride or not (height and width):
+            raise ValueError(
+                f"encode: image height and width must be divisible by {self.stride}, got {height}x{width}; "
+                f"pad or crop to {_nearest(height, self.stride)}x{_nearest(width, self.stride)}"
+            )
+        posterior = self.posterior_head(self.encoder(images.to(self.dtype)))
+        if self.config.latent_patch == 1:
+            return posterior
+        patch = self.config.latent_patch
+        return EncoderPosterior(patchify(posterior.mean, patch), patchify(posterior.logsnr, patch))
+
+    def predict(
+        self, x_t: Image, t: Times, raw_latents: Latent, *, drop_middle_blocks: bool | Bool[Tensor, " b"] = False
+    ) -> Image:
+        """One evaluation of the decoder: the estimate of x0 from noisy images, in the model's dtype."""
+        z = raw_latents
+        if self.config.latent_patch > 1:
+            z = unpatchify(z, self.config.latent_patch)
+        return self.decoder(x_t.to(self.dtype), t, z.to(self.dtype), drop_middle_blocks)
+
+    def draw_noise(self, batch: int, height: int, width: int, *, seed: int | None) -> Float[Tensor, "b c H W"]:
+        """Unit Gaussian noise times s, one float32 tensor drawn on the CPU: the same on every device."""
+        generator = None if seed is None else torch.Generator().manual_seed(seed)
+        return self.noise_schedule.noise_std * torch.randn(
+            batch, self.config.channels, height, width, generator=generator
+        )
+
+    def denoise(self, noise: Image, raw_latents: Latent, settings: InferenceConfig) -> Image:
+        """Integrate from ``noise`` (of standard deviation s) to images; sampler state is float32."""
+        grid = settings.strength * GRIDS[settings.schedule](settings.num_steps, device=noise.device)
+
+        def estimate(x: Image, t: Times) -> Image:
+            full = self.predict(x, t, raw_latents)
+            if not settings.pdg or settings.pdg_strength == 1:
+                return full
+            dropped = self.predict(x, t, raw_latents, drop_middle_blocks=True)
+            return path_drop_guidance(full.float(), dropped.float(), settings.pdg_strength)
+
+        sigma = self.noise_schedule.alpha_sigma(grid[0])[1]
+        return SAMPLERS[settings.sampler](estimate, sigma * noise, grid, self.noise_schedule)
+
+    def _check_latents(self, latents: Latent, height: int, width: int) -> None:
+        if height % self.stride or width % self.stride or height < 1 or width < 1:
+            raise ValueError(
+                f"decode: height and width must be divisible by {self.stride}, got {height}x{width}; "
+                f"try {_nearest(height, self.stride)}x{_nearest(width, self.stride)}"
+            )
+        wanted = (self.latent_channels, height // self.stride, width // self.stride)
+        if latents.ndim != 4 or tuple(latents.shape[1:]) != wanted:
+            raise ValueError(
+                f"decode: {height}x{width} images need latents of shape [b, {', '.join(map(str, wanted))}], "
+                f"got {list(latents.shape)}"
+            )
+
+
+def _nearest(size: int, stride: int) -> int:
+    return max(round(size / stride), 1) * stride
+
+
+@part("family/semdisdiffae")
+class DiffAEConfig(FamilyConfig):
+    """Sizes of a diffusion autoencoder and its swappable parts; the defaults are the published SemDisDiffAE.
+
+    Attributes:
+        channels: of the image.
+        patch: pixels a side of a patch; ``latent_patch`` positions a side are then packed into channels.
+        width: of encoder and decoder.
+        latent: channels of the bottleneck, before packing.
+        encoder: None makes a decoder for somebody else's latents.
+    """
+
+    channels: int = 3
+    patch: int = 16
+    width: int = 896
+    latent: int = 128
+    latent_patch: int = 1
+    encoder: EncoderConfig | None = StackEncoderConfig(block=FCDMBlockConfig(), depth=4)
+    decoder: DecoderConfig = SkipDecoderConfig(block=FCDMBlockConfig())
+    posterior: PosteriorConfig = VPPosteriorConfig()
+    latent_norm: LatentNormConfig = WhiteningConfig()
+    schedule: ScheduleConfig = VPScheduleConfig()
+
+    def __post_init__(self) -> None:
+        for name in ("channels", "patch", "width", "latent", "latent_patch"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: must be at least 1, got {getattr(self, name)}")
+
+    def build(self) -> SemDisDiffAE:
+        return SemDisDiffAE(self)

@@ -1,0 +1,200 @@
+"""Models on disk: ``config.json`` (the encoded config) beside ``model.safetensors`` (every tensor).
+
+The safetensors header repeats the config, so that a lone file still loads, and carries whatever travels with the
+weights (recipe, licence). Loading builds on ``meta`` and assigns; unknown, missing and misshapen tensors are errors.
+Files are written under a temporary name, flushed to disk, and renamed: a reader sees the old file or the new one.
+"""
+
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from ..blocks.registry import PartError, decode, encode
+from ..blocks.slots import FamilyConfig
+
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+
+M = TypeVar("M", bound=nn.Module)
+
+Published = Callable[[dict[str, Any], dict[str, Tensor]], tuple[FamilyConfig, dict[str, Tensor]]]
+"""Translates a config and tensors that somebody else wrote into ours."""
+
+
+class CheckpointError(ValueError):
+    """A file of weights is damaged, or does not fit the model that it is for."""
+
+
+# --- writing ------------------------------------------------------------------------------------------------------
+
+
+def write_atomically(path: Path, content: bytes | str) -> Path:
+    """Write a whole file or none: temporary name in the same folder, fsync, rename, fsync of the folder."""
+    data = content.encode() if isinstance(content, str) else content
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+    return path
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> Path:
+    """Write a safetensors file atomically."""
+    ready = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    return write_atomically(path, save(ready, dict(header)))
+
+
+def save_folder(model: nn.Module, folder: str | Path, *, header: Mapping[str, Any] | None = None) -> Path:
+    """Write a model that has a ``config`` as a folder, and return the folder."""
+    folder = Path(folder)
+    config = json.dumps(encode(model.config), indent=2)
+    extra = {name: value if isinstance(value, str) else json.dumps(value) for name, value in (header or {}).items()}
+    write_tensors(folder / WEIGHTS, model.state_dict(), {"format": "pt", "latelier.config": config} | extra)
+    write_atomically(folder / CONFIG, config + "\n")
+    return folder
+
+
+# --- reading ------------------------------------------------------------------------------------------------------
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return the tensors and the header of a safetensors file.
+
+    Raises:
+        CheckpointError: the file is cut short or is no safetensors file.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+    except SafetensorError as error:
+        raise CheckpointError(f"{path}: is no whole safetensors file ({error}); copy or download it again") from None
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path}: is no JSON ({error})") from None
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{path}: holds {type(config).__name__}; a config is a JSON object")
+    return config
+
+
+def find_files(path_or_id: str | Path, *, revision: str | None) -> tuple[Path | None, Path]:
+    """Return (config.json or None, weights) of a local folder, a lone safetensors file, or a hub repository."""
+    path = Path(path_or_id).expanduser()
+    if path.is_file():
+        config = path.with_name(CONFIG)
+        return (config if config.is_file() else None), path
+    if path.is_dir():
+        if not (path / WEIGHTS).is_file():
+            raise FileNotFoundError(f"{path}: holds no {WEIGHTS}; a model folder has {CONFIG} and {WEIGHTS}")
+        return (path / CONFIG if (path / CONFIG).is_file() else None), path / WEIGHTS
+    name = str(path_or_id)
+    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+        raise FileNotFoundError(f"{name}: no such file or folder, and no hub repository 'owner/name'")
+    return _download(name, revision)
+
+
+def _download(repository: str, revision: str | None) -> tuple[Path, Path]:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        config, weights = (hf_hub_download(repository, name, revision=revision) for name in (CONFIG, WEIGHTS))
+    except GatedRepoError as error:
+        raise FileNotFoundError(f"{repository}: is gated; accept its terms on the hub, then `hf auth login`") from error
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise FileNotFoundError(
+            f"{repository}: is no local folder, and the hub did not give it ({reason}); "
+            "check the name and the network, or download it elsewhere and pass the folder"
+        ) from error
+    return Path(config), Path(weights)
+
+
+def load_folder(
+    path_or_id: str | Path,
+    model_class: type[M],
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    revision: str | None = None,
+    published: Published | None = None,
+) -> M:
+    """Rebuild the model that a folder, a lone file or a hub repository holds; see the module's text."""
+    config_path, weights_path = find_files(path_or_id, revision=revision)
+    tensors, header = read_tensors(weights_path)
+    if config_path is not None:
+        raw, where = read_config(config_path), str(config_path)
+    elif "latelier.config" in header:
+        raw, where = json.loads(header["latelier.config"]), f"{weights_path} (header)"
+    else:
+        raise CheckpointError(f"{weights_path}: has no {CONFIG} beside it and none in its header")
+    if "kind" not in raw and published is not None:
+        try:
+            config, tensors = published(raw, tensors)
+        except PartError as error:
+            raise PartError(f"{where}: {error.where}", error.what) from None
+    else:
+        config = decode(raw, FamilyConfig, where="config")
+    with torch.device("meta"):
+        model = config.build()
+    if not isinstance(model, model_class):
+        raise PartError(where, f"holds {config.kind!r}, a {type(model).__name__}, not a {model_class.__name__}")
+    assign(model, tensors, where=str(weights_path))
+    return model.to(device=device, dtype=dtype).eval()
+
+
+def assign(model: nn.Module, tensors: Mapping[str, Tensor], *, where: str) -> None:
+    """Give a model built on ``meta`` its tensors.
+
+    Raises:
+        CheckpointError: names or shapes differ, or a value is not finite; nothing is assigned then.
+    """
+    wanted = model.state_dict()
+    missing, extra = sorted(wanted.keys() - tensors.keys()), sorted(tensors.keys() - wanted.keys())
+    problems = []
+    if missing:
+        problems.append(f"lacks {_listed(missing)}")
+    if extra:
+        problems.append(f"has {_listed(extra)} that the model has not")
+    problems += [
+        f"has {name!r} of shape {list(tensors[name].shape)} where the model has {list(wanted[name].shape)}"
+        for name in wanted
+        if name in tensors and tensors[name].shape != wanted[name].shape
+    ][:3]
+    if not problems:
+        broken = [n for n, t in tensors.items() if t.is_floating_point() and not torch.isfinite(t).all()]
+        problems += [f"holds values that are not finite in {_listed(broken)}"] if broken else []
+    if problems:
+        raise CheckpointError(f"{where}: {'; '.join(problems)}")
+    model.load_state_dict(
+        {n: t.to(wanted[n].dtype) if t.is_floating_point() else t for n, t in tensors.items()}, assign=True
+    )
+
+
+def _listed(names: Iterable[str], *, most: int = 5) -> str:
+    names = list(names)
+    shown = ", ".join(map(repr, names[:most])) + (f" and {len(names) - most} more" if len(names) > most else "")
+    return f"tensor{'s' if len(names) > 1 else ''} {shown}"
