@@ -7,7 +7,7 @@ is all that its parts may depend on; a part that needs more belongs in another s
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -212,6 +212,7 @@ class RateConfig(Part, ABC):
         """Factor for ``step`` = 0 .. steps - 1."""
 
 
+@runtime_checkable
 class ImageSource(Protocol):
     """A fixed sequence of images. ``read`` returns RGB, 8 bit; everything random about it comes from outside."""
 
@@ -240,16 +241,33 @@ class DataConfig(Part, ABC):
     def held_out(self) -> ImageSource: ...
 
 
+@dataclass(frozen=True)
+class Measured:
+    """One image under a protocol: what went in, what came out, both in [-1, 1], and the numbers."""
+
+    index: int
+    total: int
+    name: str
+    original: Image
+    latent: Latent
+    reconstruction: Image
+    scores: dict[str, float]
+
+
 class ProtocolConfig(Part, ABC):
     """A named way of measuring; its ``id`` is stored with every number that it produced."""
 
     slot: ClassVar[str] = "protocol"
 
     @abstractmethod
+    def prepare(self, image: Any, *, stride: int) -> Image:
+        """Turn a ``PIL.Image.Image`` of mode RGB into ``[1, 3, H, W]``, sized for models of ``stride``."""
+
+    @abstractmethod
     def measure(
-        self, model: Any, images: ImageSource, *, teacher: nn.Module | None, on_image: Callable[[int, int], None]
+        self, model: Any, images: ImageSource, *, visit: Callable[[Measured], None] | None = None
     ) -> dict[str, Any]:
-        """Return the report of ``evaluation.report``; ``on_image(done, total)`` is called after each image."""
+        """Return numbers as JSON holds them; ``visit`` is called after each image."""
 
 
 __all__ = [
@@ -261,6 +279,7 @@ __all__ = [
     "HeadConfig",
     "ImageSource",
     "LatentNormConfig",
+    "Measured",
     "ObjectiveConfig",
     "OptimiserConfig",
     "PosteriorConfig",
