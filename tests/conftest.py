@@ -1,0 +1,55 @@
+"""What every test stands on: the package of this checkout, one thread, fixed seeds, and a registry left as it was."""
+
+import importlib.util
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import hypothesis
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# The tensors of tests are small, and processes that tests start must not fight over the cores: several torch
+# processes of two threads each ran over thirty times slower on two cores.
+torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"
+
+hypothesis.settings.register_profile("house", deadline=None, derandomize=True, print_blob=True, max_examples=30)
+hypothesis.settings.register_profile("nightly", deadline=None, print_blob=True, max_examples=500)
+hypothesis.settings.load_profile("house")  # `pytest --hypothesis-profile=nightly` looks further
+
+
+class TorchRandom:
+    """Torch's global generator as hypothesis seeds and restores it around examples, so that failures repeat."""
+
+    seed = staticmethod(torch.manual_seed)
+    getstate = staticmethod(torch.get_rng_state)
+    setstate = staticmethod(torch.set_rng_state)
+
+
+torch_random = TorchRandom()  # hypothesis keeps only a weak reference
+hypothesis.register_random(torch_random)
+
+
+def pytest_sessionstart() -> None:
+    spec = importlib.util.find_spec("latelier")
+    found = Path(spec.origin).parent if spec and spec.origin else None
+    if found != ROOT:
+        pytest.exit(f"tests: latelier comes from {found}, not from {ROOT}; run `make clean test`", returncode=4)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _forget_parts_that_a_test_declares() -> Iterator[None]:
+    from latelier.blocks import registry
+
+    before = dict(registry._declared)
+    yield
+    registry._declared.clear()
+    registry._declared.update(before)
