@@ -2,5 +2,6 @@
 
 from .diffae import DiffAEConfig, InferenceConfig, SemDisDiffAE
 from .files import CheckpointError
+from .published import FlatDiffAE
 
-__all__ = ["CheckpointError", "DiffAEConfig", "InferenceConfig", "SemDisDiffAE"]
+__all__ = ["CheckpointError", "DiffAEConfig", "FlatDiffAE", "InferenceConfig", "SemDisDiffAE"]
