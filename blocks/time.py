@@ -15,7 +15,7 @@ from .precision import Float32Buffers
 from .shapes import Times
 
 
-def sinusoids(t: Times, freqs: Float[Tensor, " n"], *, scale: float = 1000.0) -> Float[Tensor, "b 2n"]:
+def sinusoids(t: Times, freqs: Float[Tensor, " n"], *, scale: float = 1000.0) -> Float[Tensor, "b 2*n"]:
     """Embed times in float32: sines first, then cosines."""
     angle = t.float()[:, None] * scale * freqs
     return torch.cat([angle.sin(), angle.cos()], dim=1)
