@@ -18,7 +18,7 @@ import math
 import re
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
 from typing import Any, ClassVar, Literal, TypeVar, Union, dataclass_transform
 
@@ -28,7 +28,6 @@ ENTRY_POINTS = "latelier.parts"
 """Entry-point group through which other packages declare parts: each entry names a module to import."""
 
 _declared: dict[str, type["Part"]] = {}
-_failed_plugins: list[str] = []
 
 
 class PartError(ValueError):
@@ -59,14 +58,14 @@ P = TypeVar("P", bound=Part)
 
 
 @dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(dataclasses.field,))
-def part(kind: str) -> Any:
+def part(kind: str) -> Callable[[type[P]], type[P]]:
     """Declare a class as the part ``kind``: freeze it, make it keyword-only, check its values whenever one is made.
 
     A ``__post_init__`` of the class runs after the types are checked; it may raise ``ValueError("field: what is
     wrong; what would be right")``, which readers see with the full path of the field in front.
     """
 
-    def declare(cls: type[P]) -> type[P]:
+    def declare(cls: Any) -> Any:
         slot, _, name = kind.partition("/")
         if not re.fullmatch(r"[a-z][a-z0-9_]*", slot) or not re.fullmatch(r"[a-z0-9][a-z0-9_.-]*", name):
             raise PartError(cls.__qualname__, f"{kind!r} is no kind; write 'slot/name' in small letters")
@@ -119,13 +118,15 @@ def parts(slot: type[P] | None = None) -> tuple[type[P], ...]:
 
 
 @functools.cache
-def discover() -> None:
-    """Import, once, the modules that installed packages name in the entry-point group ``latelier.parts``."""
+def discover() -> tuple[str, ...]:
+    """Import, once, what installed packages name in the entry-point group ``latelier.parts``; return what failed."""
+    failed = []
     for entry in importlib.metadata.entry_points(group=ENTRY_POINTS):
         try:
             entry.load()
         except Exception as error:  # another package's fault must not hide ours; it is told when a name is missing
-            _failed_plugins.append(f"{entry.name!r} ({entry.value}) failed with {type(error).__name__}: {error}")
+            failed.append(f"the plug-in {entry.name!r} ({entry.value}) failed with {type(error).__name__}: {error}")
+    return tuple(failed)
 
 
 def fields(cls: type[Part] | Part) -> dict[str, Any]:
@@ -141,7 +142,7 @@ def fields(cls: type[Part] | Part) -> dict[str, Any]:
 def encode(value: Any) -> Any:
     """Return the JSON form: parts as objects with ``kind`` first, tuples as lists."""
     if isinstance(value, Part):
-        if "kind" not in vars(type(value)):
+        if not vars(type(value)).get("kind"):
             raise PartError(type(value).__qualname__, "is not declared; decorate it with @part('slot/name')")
         return {"kind": value.kind} | {name: encode(getattr(value, name)) for name in fields(value)}
     if isinstance(value, tuple | list):
@@ -183,13 +184,12 @@ def _decode_part(value: Any, slot: type[P], where: str) -> P:
 
 
 def _find(kind: Any, slot: type[P], where: str) -> type[P]:
-    if isinstance(kind, str) and kind not in _declared:
+    if str(kind) not in _declared:
         discover()
-    cls = _declared.get(kind) if isinstance(kind, str) else None
+    cls = _declared.get(str(kind))
     if cls is None:
         pool = [c.kind for c in parts(slot)] or list(_declared)
-        hint = "; ".join([_suggest(str(kind), pool), *(f"the plug-in {text}" for text in _failed_plugins)])
-        raise PartError(where, f"no part is named {kind!r}; {hint}")
+        raise PartError(where, "; ".join([f"no part is named {kind!r}", _suggest(str(kind), pool), *discover()]))
     if not issubclass(cls, slot):
         raise PartError(where, f"takes {_describe(slot)}, got {kind!r}")
     return cls
@@ -278,8 +278,10 @@ def _an_example(slot: type[Part]) -> str:
 
 
 def _closest(name: str, known: Iterable[Any]) -> str | None:
-    close = get_close_matches(name, [str(k) for k in known], n=1, cutoff=0.6)
-    return close[0] if close else None
+    slot = name[: name.find("/") + 1]  # that two kinds share their slot makes them no likelier to be confused
+    names = {str(k).removeprefix(slot): str(k) for k in known}
+    close = get_close_matches(name.removeprefix(slot), names, n=1) or get_close_matches(name, names, n=1)
+    return names[close[0]] if close else None
 
 
 def _suggest(name: str, known: Iterable[str]) -> str:
@@ -302,7 +304,7 @@ def override(config: P, settings: Iterable[str], *, where: str = "config") -> P:
     Raises:
         PartError: a setting without ``=``, or one that :func:`decode` refuses; ``config`` itself is never changed.
     """
-    tree = encode(config)
+    tree, complete = encode(config), True
     for setting in settings:
         path, equals, text = setting.partition("=")
         if not equals or not path:
@@ -311,6 +313,11 @@ def override(config: P, settings: Iterable[str], *, where: str = "config") -> P:
             value = json.loads(text)
         except json.JSONDecodeError:
             value = text
+        if not complete:
+            tree = encode(_decode_part(tree, type(config), where))
+        complete = not isinstance(
+            value, str | dict | list
+        )  # these may name parts whose fields are still to be filled in
         keys = path.split(".")
         target, at = tree, where
         for key in keys[:-1]:
