@@ -40,7 +40,9 @@ class ChannelRMSNorm(nn.Module):
 
 def response_norm(x: Map, *, eps: float = 1e-6) -> Tensor:
     """Return N ``[b, c, 1, 1]``, float32: how strong each channel is over the whole map, relative to the others."""
-    strength = x.float().square().sum(dim=(2, 3), keepdim=True).sqrt()
+    # clamped because the root of an exact zero, which a dead channel has after GELU, has an infinite slope
+    power = x.float().square().sum(dim=(2, 3), keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
+    strength = power.sqrt()
     return strength / (strength.mean(dim=1, keepdim=True) + eps)
 
 
