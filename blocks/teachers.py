@@ -61,7 +61,7 @@ class HOG(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: Image) -> TeacherOutput:
-        """float32 whatever the dtype of the images; raises ``ValueError`` for another range, or a size that does not fit."""
+        """Describe in float32, whatever the images' dtype; raises ``ValueError`` for a wrong range or size."""
         self._check(images)
         votes = orientation_votes(*gradients(images.float()), self.orientations)
         side = self.patch // self.cells

@@ -1,0 +1,177 @@
+"""Small charts as inline SVG. Colours and fonts come from the page's style sheet, so that they follow its theme."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from html import escape
+
+WIDTH, HEIGHT = 360, 210
+LEFT, RIGHT, TOP, BOTTOM = 46, 12, 14, 26
+ROW = 22
+MOST_POINTS = 500
+
+Points = Sequence[tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class Series:
+    """Points in order of x; ``style`` is a class of the page's style sheet. Dots suit few points, lines many."""
+
+    points: Points
+    style: str
+    dots: bool = False
+
+
+@dataclass(frozen=True)
+class Axis:
+    low: float
+    high: float
+    start: float
+    end: float
+    log: bool = False
+
+    def __call__(self, value: float) -> float:
+        low, high, value = (math.log(x) if self.log else x for x in (self.low, self.high, value))
+        return self.start + (value - low) / (high - low) * (self.end - self.start)
+
+    def ticks(self) -> Iterator[float]:
+        return log_ticks(self.low, self.high) if self.log else nice_ticks(self.low, self.high)
+
+
+def smoothed(points: Points, share: float = 0.05) -> Points:
+    """Centred moving averages over ``share`` of the points, narrower at both ends so that nothing lags."""
+    half = max(round(len(points) * share / 2), 1)
+    sums = [0.0]
+    for _, y in points:
+        sums.append(sums[-1] + y)
+    result = []
+    for i, (x, _) in enumerate(points):
+        reach = min(half, i, len(points) - 1 - i)
+        result.append((x, (sums[i + reach + 1] - sums[i - reach]) / (2 * reach + 1)))
+    return result
+
+
+def thinned(points: Points, most: int = MOST_POINTS) -> Points:
+    """At most about ``most`` of the points, the last one included."""
+    step = math.ceil(len(points) / most)
+    return [*points[:-1:step], points[-1]]
+
+
+def line_chart(
+    title: str,
+    series: Sequence[Series],
+    *,
+    description: str,
+    log: bool = False,
+    marks: Sequence[tuple[float, str]] = (),
+    level: float | None = None,
+    x_label: str = "step",
+) -> str:
+    """Lines over a common x; ``marks`` are vertical lines with a label, ``level`` is a horizontal one."""
+    xs = [x for one in series for x, _ in one.points]
+    ys = [y for one in series for _, y in one.points] + ([level] if level is not None else [])
+    x_axis = Axis(*_widened(min(xs), max(xs), 0), LEFT, WIDTH - RIGHT)
+    y_axis = Axis(*_widened(min(ys), max(ys), 0.06, log=log), HEIGHT - BOTTOM, TOP, log)
+    body = [*_grid(x_axis, y_axis)]
+    if level is not None:
+        body.append(_line(LEFT, y_axis(level), WIDTH - RIGHT, y_axis(level), "level"))
+    for x, label in marks:
+        body.append(_line(x_axis(x), TOP, x_axis(x), HEIGHT - BOTTOM, "mark"))
+        body.append(_text(x_axis(x) + 4, TOP + 8, label, "tick"))
+    for one in series:
+        spots = [(x_axis(x), y_axis(y)) for x, y in thinned(one.points)]
+        if one.dots:
+            body += [f'<circle class="{one.style}" cx="{x:.1f}" cy="{y:.1f}" r="2.2"/>' for x, y in spots]
+        else:
+            path = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in spots)
+            body.append(f'<path class="{one.style}" d="{path}"/>')
+    body.append(_text(WIDTH - RIGHT, HEIGHT - 2, x_label, "tick end"))
+    return _svg(title, description, body, HEIGHT)
+
+
+def pair_chart(
+    title: str, rows: Sequence[tuple[str, float | None, float | None]], *, unit: str, description: str
+) -> str:
+    """A row for each (name, value, comparison): a full dot, an open one, and a line between them."""
+    values = [v for row in rows for v in row[1:] if v is not None]
+    left, width = 150, 640
+    height = TOP + ROW * len(rows) + BOTTOM
+    axis = Axis(*_widened(min(values), max(values), 0.08), left, width - 56)
+    body = []
+    for tick in axis.ticks():
+        body.append(_line(axis(tick), TOP, axis(tick), height - BOTTOM, "grid"))
+        body.append(_text(axis(tick), height - 8, f"{tick:g}", "tick middle"))
+    for i, (name, value, other) in enumerate(rows):
+        y = TOP + ROW * (i + 0.5)
+        body.append(_text(left - 12, y + 4, name if len(name) <= 22 else f"…{name[-21:]}", "name end"))
+        if value is not None and other is not None:
+            body.append(_line(axis(other), y, axis(value), y, "between"))
+        if other is not None:
+            body.append(f'<circle class="open" cx="{axis(other):.1f}" cy="{y}" r="4"/>')
+        if value is not None:
+            body.append(f'<circle class="full" cx="{axis(value):.1f}" cy="{y}" r="4.5"/>')
+        shown = "exact" if value is None else f"{value:.2f}"
+        body.append(_text(width - 2, y + 4, shown, "name end"))
+    body.append(_text(width - 2, height - 8, unit, "tick end"))
+    return _svg(title, description, body, height, width=width)
+
+
+def nice_ticks(low: float, high: float, most: int = 5) -> Iterator[float]:
+    """Multiples of 1, 2 or 5 times a power of ten inside [low, high]."""
+    raw = (high - low) / most
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = next(m * power for m in (1, 2, 5, 10) if m * power >= raw * (1 - 1e-9))
+    for i in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1):
+        yield i * step
+
+
+def log_ticks(low: float, high: float) -> Iterator[float]:
+    """1, 2 and 5 times powers of ten inside [low, high]; powers alone when there are many."""
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    steps = (1, 2, 5) if high / low < 1000 else (1,)
+    yield from (m * 10.0**p for p in powers for m in steps if low <= m * 10.0**p <= high)
+
+
+def short(value: float) -> str:
+    """A tick's label: 2500 is 2.5k, 0.00012 is 1.2e-4."""
+    size = abs(value)
+    if size >= 1e6:
+        return f"{value / 1e6:.3g}M"
+    if size >= 1000:
+        return f"{value / 1000:.3g}k"
+    if 0 < size < 1e-3:
+        digits, _, exponent = f"{value:.1e}".partition("e")
+        return f"{digits.removesuffix('.0')}e{int(exponent)}"
+    return f"{value:.4g}"
+
+
+def _widened(low: float, high: float, share: float, *, log: bool = False) -> tuple[float, float]:
+    if low == high:
+        return (low / 1.5, high * 1.5) if log else (low - 0.5 * (abs(low) or 1), high + 0.5 * (abs(high) or 1))
+    if log:
+        factor = (high / low) ** share
+        return low / factor, high * factor
+    return low - share * (high - low), high + share * (high - low)
+
+
+def _grid(x_axis: Axis, y_axis: Axis) -> Iterator[str]:
+    for tick in y_axis.ticks():
+        yield _line(LEFT, y_axis(tick), WIDTH - RIGHT, y_axis(tick), "grid")
+        yield _text(LEFT - 6, y_axis(tick) + 3.5, short(tick), "tick end")
+    for tick in x_axis.ticks():
+        if x_axis(tick) < WIDTH - RIGHT - 30:  # the label of the axis stands at its end
+            yield _text(x_axis(tick), HEIGHT - 2, short(tick), "tick middle")
+
+
+def _line(x1: float, y1: float, x2: float, y2: float, style: str) -> str:
+    return f'<line class="{style}" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>'
+
+
+def _text(x: float, y: float, text: str, style: str) -> str:
+    return f'<text class="{style}" x="{x:.1f}" y="{y:.1f}">{escape(text)}</text>'.replace(">-", ">−")
+
+
+def _svg(title: str, description: str, body: Sequence[str], height: float, *, width: float = WIDTH) -> str:
+    head = f"<title>{escape(title)}</title><desc>{escape(description)}</desc>"
+    label = escape(f"{title}. {description}", quote=True)
+    return f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{label}">{head}{"".join(body)}</svg>'
