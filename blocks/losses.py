@@ -40,3 +40,8 @@ def latent_energy(mean: Latent) -> Scalar:
 def negative_cosine(prediction: Tokens, target: Tokens) -> Scalar:
     """Minus the cosine of each predicted token with its target, averaged over tokens and batch; in [-1, 1]."""
     return -F.cosine_similarity(prediction.float(), target.float(), dim=-1).mean()
+
+
+def smooth_l1(prediction: Tokens, target: Tokens) -> Scalar:
+    """Huber loss with threshold 1, averaged over everything."""
+    return F.smooth_l1_loss(prediction.float(), target.float())

@@ -159,9 +159,19 @@ class TeacherConfig(Part, ABC):
 
 
 class FamilyConfig(Part, ABC):
-    """A whole model."""
+    """A whole model between images and latents ``[b, latent_channels, H/stride, W/stride]``."""
 
     slot: ClassVar[str] = "family"
+
+    @property
+    @abstractmethod
+    def stride(self) -> int:
+        """Pixels a side that become one latent position; sizes of images must divide by it."""
+
+    @property
+    @abstractmethod
+    def latent_channels(self) -> int:
+        """Channels of the latents that ``encode`` returns."""
 
     @abstractmethod
     def build(self) -> nn.Module: ...
@@ -171,12 +181,13 @@ class FamilyConfig(Part, ABC):
 class StepState:
     """What one training step knows: the terms of an objective read from it.
 
-    ``latent`` is the raw posterior sample with gradient; ``features`` is what the teacher says of ``images``.
+    ``latent`` is raw: the posterior's sample with gradient or, where there is no posterior, what the teacher gave;
+    ``features`` is what the teacher says of ``images``.
     """
 
     model: Any
     images: Image
-    posterior: "EncoderPosterior"
+    posterior: "EncoderPosterior | None"
     latent: Latent
     draws: "Draws"
     features: TeacherOutput | None
@@ -196,6 +207,8 @@ class ObjectiveConfig(Part, ABC):
 
 
 class OptimiserConfig(Part, ABC):
+    """What turns gradients into steps."""
+
     slot: ClassVar[str] = "optimiser"
 
     @abstractmethod

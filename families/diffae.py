@@ -7,7 +7,7 @@ semdisdiffae_p32, semdisdiffae_p32_v2, full_capacitor, capacitor_decoder).
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, TypeVar
 
 import torch
 from jaxtyping import Bool, Float
@@ -33,6 +33,9 @@ from ..blocks.slots import (
 from ..blocks.stack import SkipDecoderConfig, StackEncoderConfig
 from ..blocks.vp import VPScheduleConfig
 from .files import load_folder, save_folder
+
+Model = TypeVar("Model", bound="SemDisDiffAE")
+"""Written out, because the shape checks of tests refuse ``typing.Self`` in a method."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,13 +94,11 @@ class SemDisDiffAE(Float32Buffers):
 
     @property
     def stride(self) -> int:
-        """Pixels a side that become one latent position; sizes of images must divide by it."""
-        return self.config.patch * self.config.latent_patch
+        return self.config.stride
 
     @property
     def latent_channels(self) -> int:
-        """Channels of the latents that ``encode`` returns."""
-        return self.config.latent * self.config.latent_patch**2
+        return self.config.latent_channels
 
     @property
     def latent_statistics(self) -> Statistics:
@@ -149,13 +150,13 @@ class SemDisDiffAE(Float32Buffers):
 
     @classmethod
     def from_pretrained(
-        cls,
+        cls: type[Model],
         path_or_id: str | Path,
         *,
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
         revision: str | None = None,
-    ) -> Self:
+    ) -> Model:
         """Load a folder or a hub repository, in our layout or in the published one.
 
         Raises:
@@ -196,6 +197,14 @@ class SemDisDiffAE(Float32Buffers):
         if self.config.latent_patch > 1:
             z = unpatchify(z, self.config.latent_patch)
         return self.decoder(x_t.to(self.dtype), t, z.to(self.dtype), drop_middle_blocks)
+
+    def latent_moments(self, raw_latents: Latent) -> Float[Tensor, "k z"]:
+        """Moments of raw latents, from which :meth:`fit_latent_norm` sets the statistics; they average over parts."""
+        return self.config.latent_norm.observe(raw_latents)
+
+    def fit_latent_norm(self, moments: Float[Tensor, "k z"], *, momentum: float) -> None:
+        """Move the statistics of the latent normaliser towards ``moments``; momentum 1 replaces them."""
+        self.config.latent_norm.fit(self.latent_statistics, moments, momentum=momentum)
 
     def draw_noise(self, batch: int, height: int, width: int, *, seed: int | None) -> Float[Tensor, "b c H W"]:
         """Unit Gaussian noise times s, one float32 tensor drawn on the CPU: the same on every device."""
@@ -263,6 +272,14 @@ class DiffAEConfig(FamilyConfig):
         for name in ("channels", "patch", "width", "latent", "latent_patch"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: must be at least 1, got {getattr(self, name)}")
+
+    @property
+    def stride(self) -> int:
+        return self.patch * self.latent_patch
+
+    @property
+    def latent_channels(self) -> int:
+        return self.latent * self.latent_patch**2
 
     def build(self) -> SemDisDiffAE:
         return SemDisDiffAE(self)

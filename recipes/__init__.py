@@ -1,1 +1,39 @@
-"""To be written."""
+"""Recipes: plain functions whose keyword arguments are the axes of ablations.
+
+``RECIPES`` lists them under the names that the command line takes; from Python, call the functions.
+"""
+
+from collections.abc import Callable
+
+from ..training.recipe import Recipe, StageConfig
+from . import demo
+from .find import find
+from .semdisdiffae import (
+    capacitor_decoder,
+    full_capacitor,
+    semdisdiffae,
+    semdisdiffae_p32,
+    semdisdiffae_p32_v2,
+)
+
+RECIPES: dict[str, Callable[..., Recipe]] = {
+    "semdisdiffae": semdisdiffae,
+    "semdisdiffae_p32": semdisdiffae_p32,
+    "semdisdiffae_p32_v2": semdisdiffae_p32_v2,
+    "full_capacitor": full_capacitor,
+    "capacitor_decoder": capacitor_decoder,
+    "demo/semdisdiffae": demo.semdisdiffae,
+}
+
+__all__ = [
+    "RECIPES",
+    "Recipe",
+    "StageConfig",
+    "capacitor_decoder",
+    "demo",
+    "find",
+    "full_capacitor",
+    "semdisdiffae",
+    "semdisdiffae_p32",
+    "semdisdiffae_p32_v2",
+]

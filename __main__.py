@@ -1,0 +1,5 @@
+"""``python -m latelier``."""
+
+from .cli import main
+
+main()

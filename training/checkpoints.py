@@ -1,0 +1,131 @@
+"""Checkpoints of a run: one safetensors file each, written whole or not at all.
+
+A file holds every tensor that the next step depends on, under ``model/``, ``average/``, ``terms/`` and
+``optimiser/``; its header says where in the recipe it stands. There is nothing else to save: random numbers are
+addressed by step (``blocks/draws.py``), and so is the order of the data.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..blocks.registry import decode, encode
+from ..families.files import CheckpointError, read_tensors, write_tensors
+from .recipe import Recipe, differences
+
+BEST = "best.safetensors"
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where a run stands: ``step`` steps of stage number ``stage`` are done, ``total`` over all stages."""
+
+    stage: int = 0
+    step: int = 0
+    total: int = 0
+    best_loss: float | None = None
+    best_total: int | None = None
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    position: Position
+    tensors: dict[str, Tensor] = field(repr=False)
+
+    def group(self, name: str) -> dict[str, Tensor]:
+        """Tensors under ``name/``, without the prefix."""
+        prefix = f"{name}/"
+        return {key.removeprefix(prefix): t for key, t in self.tensors.items() if key.startswith(prefix)}
+
+
+class Checkpoints:
+    """The checkpoints in a folder: writes, finds, and keeps the last ``keep`` and the best."""
+
+    def __init__(self, folder: Path, recipe: Recipe, *, keep: int = 2) -> None:
+        self.folder, self.recipe, self.keep = folder, recipe, keep
+
+    def path(self, total: int) -> Path:
+        return self.folder / f"step-{total:08d}.safetensors"
+
+    def all(self) -> list[Path]:
+        """Checkpoint files, oldest first."""
+        return sorted(self.folder.glob("step-*.safetensors"))
+
+    def save(self, position: Position, groups: Mapping[str, Mapping[str, Tensor]]) -> Path:
+        tensors = {f"{group}/{name}": t for group, items in groups.items() for name, t in items.items()}
+        header = {
+            "latelier.recipe": json.dumps(encode(self.recipe)),
+            "latelier.position": json.dumps(asdict(position)),
+        }
+        path = write_tensors(self.path(position.total), tensors, header)
+        self.settle(position)
+        return path
+
+    def settle(self, position: Position) -> None:
+        """Bring the folder in line with ``position``: the best is named so, older ones and leftovers are gone."""
+        if position.best_total == position.total:
+            spare = self.folder / f".{BEST}.part"
+            spare.unlink(missing_ok=True)
+            os.link(self.path(position.total), spare)
+            os.replace(spare, self.folder / BEST)
+        for old in self.all()[: -self.keep]:
+            old.unlink()
+        for leftover in self.folder.glob(".*.part"):
+            leftover.unlink()
+
+    def latest(self) -> Checkpoint | None:
+        """The newest checkpoint, or None.
+
+        Raises:
+            CheckpointError: it belongs to another recipe; the message names the fields that differ.
+        """
+        files = self.all()
+        return self.read(files[-1]) if files else None
+
+    def read(self, path: Path) -> Checkpoint:
+        tensors, header = read_tensors(path)
+        if "latelier.recipe" not in header:
+            raise CheckpointError(f"{path}: is no checkpoint of a run; it has no recipe in its header")
+        theirs = decode(json.loads(header["latelier.recipe"]), Recipe)
+        if theirs != self.recipe:
+            lines = differences(self.recipe, theirs, where="recipe")
+            raise CheckpointError(
+                f"{path}: was written by another recipe ({theirs.id}, this is {self.recipe.id}): "
+                f"{'; '.join(lines[:3])}{' ...' if len(lines) > 3 else ''}; resume with the same recipe, "
+                "or start a new run in another folder"
+            )
+        return Checkpoint(Position(**json.loads(header["latelier.position"])), tensors)
+
+
+# --- optimisers ---------------------------------------------------------------------------------------------------
+
+
+def optimiser_tensors(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """State of an optimiser built from named parameters, as ``parameter/entry``."""
+    state = optimiser.state_dict()
+    names = _names(state)
+    return {f"{names[i]}/{key}": torch.as_tensor(v) for i, entry in state["state"].items() for key, v in entry.items()}
+
+
+def restore_optimiser(optimiser: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Undo :func:`optimiser_tensors`; rates and other settings come from the recipe, not from the file."""
+    state = optimiser.state_dict()
+    entries: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        parameter, _, key = name.rpartition("/")
+        entries.setdefault(parameter, {})[key] = tensor
+    state["state"] = {i: entries[name] for i, name in _names(state).items() if name in entries}
+    optimiser.load_state_dict(state)
+
+
+def _names(state: dict) -> dict[int, str]:
+    return {
+        i: name
+        for group in state["param_groups"]
+        for i, name in zip(group["params"], group["param_names"], strict=True)
+    }

@@ -1,0 +1,390 @@
+"""The loop that runs a recipe: stages, accumulation, clipping, averaging, records, checkpoints, exact resume.
+
+A run folder holds ``recipe.json``, ``metrics.jsonl``, ``timing.jsonl``, ``checkpoints/``, and at the end ``model/``
+(averaged weights, loadable by name) and ``objective.safetensors`` (parameters of the terms, such as alignment heads).
+Launch many processes with torchrun; the batch of a stage is the whole of all processes.
+"""
+
+import fnmatch
+import json
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from ..blocks.draws import Draws, address
+from ..blocks.registry import encode
+from ..blocks.slots import StepState, TeacherOutput
+from ..families.files import save_folder, write_atomically, write_tensors
+from .checkpoints import Checkpoint, Checkpoints, Position, optimiser_tensors, restore_optimiser
+from .ema import Average
+from .loader import ImageLoader, held_out_crops
+from .recipe import Recipe, StageConfig
+from .records import Records, Silent, Watcher
+from .world import World, join
+
+MODEL, TERMS, RECIPE = "model", "objective.safetensors", "recipe.json"
+
+
+class TrainingError(RuntimeError):
+    """A run cannot go on; the message says where, why, and what is safe on disk."""
+
+
+def train(
+    recipe: Recipe,
+    folder: str | Path,
+    *,
+    resume: bool = False,
+    device: str | torch.device | None = None,
+    workers: int = 0,
+    keep: int = 2,
+    tensorboard: bool = False,
+    watcher: Watcher | None = None,
+) -> Path:
+    """Train ``recipe`` in ``folder`` and return the folder of the finished model.
+
+    Args:
+        resume: go on from the newest checkpoint in the folder; a CPU run that was killed ends with the bits of one
+            that was not.
+        device: default: this process's CUDA device, else the CPU.
+        workers: processes that read images, for each training process.
+        keep: checkpoints to keep besides the best.
+
+    Raises:
+        FileExistsError: the folder holds a run and ``resume`` is off.
+        CheckpointError: the run in the folder follows another recipe.
+        TrainingError: a loss or gradient is not finite.
+    """
+    folder = Path(folder)
+    with join(device) as world:
+        checkpoints = Checkpoints(folder / "checkpoints", recipe, keep=keep)
+        if not resume and (folder / RECIPE).exists():
+            raise FileExistsError(f"{folder}: holds a run already; go on with --resume, or choose another --out")
+        latest = checkpoints.latest() if resume else None
+        world.wait()
+        if world.leads:
+            folder.mkdir(parents=True, exist_ok=True)
+            if latest is not None:
+                checkpoints.settle(latest.position)
+            write_atomically(folder / RECIPE, json.dumps(encode(recipe), indent=2) + "\n")
+        world.wait()
+        trainer = Trainer(recipe, folder, world, checkpoints, workers=workers, watcher=watcher or Silent())
+        return trainer.run(latest, tensorboard=tensorboard)
+
+
+class Objective(nn.Module):
+    """The model and the terms of a stage as one module, so that one forward gives every loss of a batch."""
+
+    def __init__(self, recipe: Recipe, stage: StageConfig, model: nn.Module) -> None:
+        super().__init__()
+        active = [term for term in stage.objective if term.weight]
+        self.model = model
+        self.terms = nn.ModuleDict({_short(term.kind): term.build(recipe.model, recipe.teacher) for term in active})
+        self.weights = {_short(term.kind): term.weight for term in active}
+        self.latents = stage.latents
+
+    def forward(self, images: Tensor, features: TeacherOutput | None, draws: Draws) -> tuple[Tensor, Tensor]:
+        """Return the terms' values ``[k]``, float32, and the moments of the latents."""
+        model: Any = self.model
+        if self.latents == "encoder":
+            posterior = model.posterior(images)
+            latent = posterior.at(draws.normal("posterior", *posterior.mean.shape[1:]))
+        else:
+            assert features is not None
+            posterior = None
+            latent = features.patches.transpose(1, 2).unflatten(2, features.grid)
+        moments = model.latent_moments(latent)
+        state = StepState(model, images, posterior, latent, draws, features)
+        return torch.stack([term(state).float() for term in self.terms.values()]), moments
+
+    def total(self, values: Tensor) -> Tensor:
+        """The weighted sum."""
+        return values @ values.new_tensor(list(self.weights.values()))
+
+
+class Trainer:
+    """One process of a run."""
+
+    def __init__(
+        self, recipe: Recipe, folder: Path, world: World, checkpoints: Checkpoints, *, workers: int, watcher: Watcher
+    ) -> None:
+        self.recipe, self.folder, self.world, self.checkpoints = recipe, folder, world, checkpoints
+        self.workers, self.watcher = workers, watcher
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(address(recipe.seed, "birth"))
+            self.model = recipe.model.build().to(world.device)
+        self.average = Average(self.model, decay=0.0)
+        self.teacher = None if recipe.teacher is None else recipe.teacher.build().to(world.device).eval()
+        self.source = recipe.data.training()
+        self.total_steps = sum(stage.steps for stage in recipe.stages)
+        self.objective: Objective
+        self.optimiser: torch.optim.Optimizer
+
+    def run(self, latest: Checkpoint | None, *, tensorboard: bool) -> Path:
+        position = latest.position if latest else Position()
+        records = None
+        if self.world.leads:
+            records = Records(self.folder, step=position.total, tensorboard=tensorboard)
+            self.watcher.start(self.recipe, done=position.total, total=self.total_steps)
+        try:
+            terms: dict[str, Tensor] = {}
+            for number in range(position.stage, len(self.recipe.stages)):
+                if number > position.stage:  # a loss of one stage says nothing about that of another
+                    position = Position(stage=number, total=position.total)
+                self._enter(self.recipe.stages[number], terms, latest)
+                latest = None
+                position = self._run_stage(self.recipe.stages[number], position, records)
+                terms = self.objective.terms.state_dict()
+        finally:
+            if records is not None:
+                records.close()
+        return self._finish()
+
+    # --- one stage ------------------------------------------------------------------------------------------------
+
+    def _enter(self, stage: StageConfig, terms: dict[str, Tensor], checkpoint: Checkpoint | None) -> None:
+        """Build the stage's objective and optimiser, and take over what the stage before or a checkpoint left."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(address(self.recipe.seed, "birth of terms", stage.name))
+            self.objective = Objective(self.recipe, stage, self.model).to(self.world.device).train()
+        known = self.objective.terms.state_dict()
+        inherited = {n: t for n, t in terms.items() if n in known and known[n].shape == t.shape}
+        self.objective.terms.load_state_dict(inherited, strict=False)
+        if checkpoint is not None:
+            self.model.load_state_dict(checkpoint.group("model"))
+            self.average.model.load_state_dict(checkpoint.group("average"))
+            self.objective.terms.load_state_dict(checkpoint.group("terms"))
+        self.average.decay = stage.ema
+        learns = trainable_names(self.model, stage)
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(name in learns)
+        self.optimiser = stage.optimiser.build((n, p) for n, p in self.objective.named_parameters() if p.requires_grad)
+        if checkpoint is not None:
+            restore_optimiser(self.optimiser, checkpoint.group("optimiser"))
+
+    def _run_stage(self, stage: StageConfig, position: Position, records: Records | None) -> Position:
+        module: nn.Module = self.objective
+        if self.world.size > 1:
+            module = DistributedDataParallel(
+                self.objective, broadcast_buffers=False, find_unused_parameters=True
+            )
+        rates = [group["lr"] for group in self.optimiser.param_groups]
+        loader = ImageLoader(
+            self.source,
+            stage.crop,
+            resolution=stage.resolution,
+            stride=self.recipe.model.stride,
+            batch=stage.batch,
+            seed=address(self.recipe.seed, "data", stage.name),
+            workers=self.workers,
+            rank=self.world.rank,
+            world=self.world.size,
+        )
+        parts = stage.accumulate
+        clock = time.perf_counter()
+        with loader.iterate(position.step, stage.steps) as batches:
+            for step, batch in batches:
+                factor = stage.rate.factor(step, stage.steps)
+                for group, rate in zip(self.optimiser.param_groups, rates, strict=True):
+                    group["lr"] = rate * factor
+                values, moments = self._accumulate(module, stage, batch, step, parts)
+                values = self.world.average(values)
+                self._check_finite(values, "loss", position)
+                norm = nn.utils.clip_grad_norm_(
+                    [p for group in self.optimiser.param_groups for p in group["params"]], stage.clip or torch.inf
+                )
+                self._check_finite(norm.reshape(1), "gradient norm", position)
+                self.optimiser.step()
+                self.model.fit_latent_norm(self.world.average(moments), momentum=stage.momentum)
+                position = replace(position, step=step + 1, total=position.total + 1)
+                self.average.update(self.model, step=position.total)
+                last = position.step == stage.steps
+                recorded = None
+                if position.step % stage.log_every == 0 or last:
+                    names = dict(zip(self.objective.weights, values.tolist(), strict=True))
+                    recorded = {"loss": self.objective.total(values).item(), **names}
+                    recorded |= {"gradient_norm": norm.item(), "rate": self.optimiser.param_groups[0]["lr"]}
+                if last or (stage.validate_every and position.step % stage.validate_every == 0):
+                    if last:
+                        self._recalibrate(stage)
+                    validation = self._validate(stage)
+                    if position.best_loss is None or validation <= position.best_loss:
+                        position = replace(position, best_loss=validation, best_total=position.total)
+                    recorded = (recorded or {}) | {"validation_loss": validation}
+                save = last or position.step % stage.checkpoint_every == 0 or position.best_total == position.total
+                if records is not None:
+                    if recorded:
+                        records.metrics(position.total, stage.name, recorded)
+                        records.timing(position.total, time.perf_counter() - clock)
+                    self.watcher.step(position.total, recorded)
+                    for name, reason in batch.skipped:
+                        self.watcher.say(f"skipped {name}: {reason}")
+                    if save:
+                        self._save(position)
+                if save:
+                    self.world.wait()
+        return position
+
+    def _accumulate(
+        self, module: nn.Module, stage: StageConfig, batch: Any, step: int, parts: int
+    ) -> tuple[Tensor, Tensor]:
+        """Sum the gradients of a batch in ``parts``; return the mean values of the terms and the mean moments."""
+        self.optimiser.zero_grad(set_to_none=True)
+        device = self.world.device
+        size = len(batch.images) // parts
+        first = self.world.rank * len(batch.images)
+        values, moments = [], []
+        for part in range(parts):
+            images = batch.images[part * size : (part + 1) * size].to(device, non_blocking=True)
+            draws = Draws(
+                address(self.recipe.seed, stage.name), step, first=first + part * size, batch=size, device=device
+            )
+            quiet = isinstance(module, DistributedDataParallel) and part < parts - 1
+            with module.no_sync() if quiet else nullcontext():
+                with self._autocast(stage):
+                    terms, part_moments = module(images, self._features(images), draws)
+                (self.objective.total(terms) / parts).backward()
+            values.append(terms.detach())
+            moments.append(part_moments)
+        return torch.stack(values).mean(0), torch.stack(moments).mean(0)
+
+    def _features(self, images: Tensor) -> TeacherOutput | None:
+        if self.teacher is None:
+            return None
+        with torch.no_grad():
+            return self.teacher((images + 1) / 2)
+
+    def _autocast(self, stage: StageConfig) -> torch.autocast:
+        kind = self.world.device.type
+        low = stage.precision == "bfloat16" or (stage.precision == "auto" and kind == "cuda")
+        return torch.autocast(kind, dtype=torch.bfloat16, enabled=low)
+
+    def _check_finite(self, values: Tensor, what: str, position: Position) -> None:
+        if torch.isfinite(values).all():
+            return
+        if what == "loss":
+            broken = [n for n, v in zip(self.objective.weights, values.tolist(), strict=True) if not abs(v) < torch.inf]
+            what = f"{what} of {' and '.join(map(repr, broken))}"
+        files = self.checkpoints.all()
+        safe = f"the last good checkpoint is {files[-1]}" if files else "there is no checkpoint yet"
+        raise TrainingError(
+            f"step {position.total + 1}: the {what} is not finite; {safe}. "
+            "Lower the rate, clip harder, or train in float32"
+        )
+
+    # --- now and then ---------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def _validate(self, stage: StageConfig) -> float:
+        """Objective of the averaged weights on held-out crops, with the same random numbers every time."""
+        objective = self.objective
+        objective.model, held_out = self.average.model, self.recipe.data.held_out()
+        try:
+            losses, count = 0.0, 0
+            for images in held_out_crops(held_out, resolution=stage.resolution, batch=_local(stage, self.world)):
+                images = images.to(self.world.device)
+                draws = Draws(
+                    address(self.recipe.seed, "validation"),
+                    0,
+                    first=count,
+                    batch=len(images),
+                    device=self.world.device,
+                )
+                with self._autocast(stage):
+                    values, _ = objective.eval()(images, self._features(images), draws)
+                losses += objective.total(values).item() * len(images)
+                count += len(images)
+            return losses / count
+        finally:
+            objective.model = self.model
+            objective.train()
+
+    @torch.no_grad()
+    def _recalibrate(self, stage: StageConfig) -> None:
+        """Measure the latent statistics of the averaged weights over posterior samples of training crops."""
+        if stage.latents != "encoder" or not stage.recalibrate:
+            return
+        loader = ImageLoader(
+            self.source,
+            stage.crop,
+            resolution=stage.resolution,
+            stride=self.recipe.model.stride,
+            batch=stage.batch,
+            seed=address(self.recipe.seed, "recalibration", stage.name),
+            workers=0,
+            rank=self.world.rank,
+            world=self.world.size,
+        )
+        moments = []
+        with loader.iterate(0, stage.recalibrate) as batches:
+            for step, batch in batches:
+                images = batch.images.to(self.world.device)
+                draws = Draws(
+                    address(self.recipe.seed, "recalibration"),
+                    step,
+                    first=self.world.rank * len(images),
+                    batch=len(images),
+                    device=self.world.device,
+                )
+                with self._autocast(stage):
+                    posterior = self.average.model.posterior(images)
+                    latent = posterior.at(draws.normal("posterior", *posterior.mean.shape[1:]))
+                moments.append(self.average.model.latent_moments(latent))
+        mean = self.world.average(torch.stack(moments).mean(0))
+        self.average.model.fit_latent_norm(mean, momentum=1.0)
+
+    def _save(self, position: Position) -> None:
+        self.checkpoints.save(
+            position,
+            {
+                "model": self.model.state_dict(),
+                "average": self.average.model.state_dict(),
+                "terms": self.objective.terms.state_dict(),
+                "optimiser": optimiser_tensors(self.optimiser),
+            },
+        )
+
+    def _finish(self) -> Path:
+        folder = self.folder / MODEL
+        if self.world.leads:
+            header = {"latelier.recipe": encode(self.recipe), "latelier.recipe_id": self.recipe.id}
+            save_folder(self.average.model, folder, header=header)
+            terms = self.objective.terms.state_dict()
+            write_tensors(self.folder / TERMS, terms, {"latelier.recipe_id": self.recipe.id})
+        self.world.wait()
+        return folder
+
+
+def trainable_names(model: nn.Module, stage: StageConfig) -> set[str]:
+    """Names of the parameters that learn in a stage.
+
+    Raises:
+        ValueError: a pattern matches no parameter, or nothing is left to learn.
+    """
+    names = [name for name, _ in model.named_parameters()]
+
+    def matched(patterns: Iterable[str], field: str) -> Iterator[str]:
+        for pattern in patterns:
+            found = fnmatch.filter(names, pattern)
+            if not found:
+                raise ValueError(f"stage {stage.name!r}: {field} pattern {pattern!r} matches no parameter")
+            yield from found
+
+    learns = set(matched(stage.trainable, "trainable")) - set(matched(stage.frozen, "frozen"))
+    if not learns:
+        raise ValueError(f"stage {stage.name!r}: every parameter is frozen; nothing is left to learn")
+    return learns
+
+
+def _short(kind: str) -> str:
+    return kind.partition("/")[2]
+
+
+def _local(stage: StageConfig, world: World) -> int:
+    return max(1, stage.batch // world.size)

@@ -1,0 +1,194 @@
+"""Terms of training objectives, as parts. Each reads what it needs from a :class:`StepState` and returns one number."""
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+from ..blocks import losses
+from ..blocks.heads import NoisyLatentHeadConfig
+from ..blocks.posterior import EncoderPosterior
+from ..blocks.registry import part
+from ..blocks.slots import FamilyConfig, HeadConfig, ObjectiveConfig, StepState, TeacherConfig, TimesConfig
+from ..blocks.vp import Beta22TimesConfig, UniformTimesConfig, sid2_weight
+
+
+class VPReconstruction(nn.Module):
+    """Denoise the image from a random noise level, given the latent."""
+
+    def __init__(self, *, bias: float, path_drop: float, times: TimesConfig) -> None:
+        super().__init__()
+        self.bias, self.path_drop, self.times = bias, path_drop, times
+
+    def forward(self, state: StepState) -> Tensor:
+        model, draws = state.model, state.draws
+        t = self.times.sample(draws, "time")
+        x_t = model.noise_schedule.corrupt(state.images, t, draws.normal("pixel noise", *state.images.shape[1:]))
+        dropped = draws.uniform("path drop") < self.path_drop if self.path_drop else False
+        x0 = model.predict(x_t, t, state.latent, drop_middle_blocks=dropped)
+        return losses.weighted_square_error(x0, state.images, sid2_weight(model.noise_schedule, t, bias=self.bias))
+
+
+@part("objective/vp_reconstruction")
+class VPReconstructionConfig(ObjectiveConfig):
+    """x-prediction loss under SiD2's sigmoid weight.
+
+    Attributes:
+        bias: b of the weight, -2 in SemDisDiffAE.
+        path_drop: probability, per image, that the middle blocks are dropped, which path-drop guidance needs
+            (not published; 0.1 is our choice).
+        times: distribution of noise levels.
+    """
+
+    weight: float = 1.0
+    bias: float = -2.0
+    path_drop: float = 0.1
+    times: TimesConfig = UniformTimesConfig()
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.path_drop <= 1:
+            raise ValueError(f"path_drop: must be a probability in [0, 1], got {self.path_drop}")
+
+    def build(self, model: FamilyConfig, teacher: TeacherConfig | None) -> VPReconstruction:
+        return VPReconstruction(bias=self.bias, path_drop=self.path_drop, times=self.times)
+
+
+class NoisyAlignment(nn.Module):
+    """Noise the whitened latent, let the head predict the teacher's tokens, compare by cosine."""
+
+    def __init__(self, head: nn.Module, times: TimesConfig) -> None:
+        super().__init__()
+        self.head, self.times = head, times
+
+    def forward(self, state: StepState) -> Tensor:
+        z = state.model.whiten(state.latent)
+        target = teacher_tokens(state, (z.shape[2], z.shape[3]), "objective/alignment")
+        tau = self.times.sample(state.draws, "tau")
+        level = tau[:, None, None, None]
+        noisy = (1 - level) * z + level * state.draws.normal("alignment noise", *z.shape[1:])
+        return losses.negative_cosine(self.head(noisy, tau), target)
+
+    def predict_tokens(self, latents: Tensor) -> Tensor:
+        """Teacher tokens ``[b, h*w, features]`` from clean whitened latents."""
+        return self.head(latents, latents.new_zeros(len(latents)))
+
+
+@part("objective/alignment")
+class AlignmentConfig(ObjectiveConfig):
+    """Semantic alignment of noised latents: minus the cosine to the teacher's patch tokens; weight 0.01 as published.
+
+    The latents are the whitened posterior sample, with gradient into the encoder (not published; our choice).
+    """
+
+    weight: float = 0.01
+    head: HeadConfig = NoisyLatentHeadConfig()
+    times: TimesConfig = Beta22TimesConfig()
+
+    def build(self, model: FamilyConfig, teacher: TeacherConfig | None) -> NoisyAlignment:
+        features = needed_teacher(self, teacher).features
+        return NoisyAlignment(self.head.build(latent=model.latent_channels, features=features), self.times)
+
+
+class PosteriorTerm(nn.Module):
+    """A loss of the posterior alone."""
+
+    def __init__(self, kind: str, loss: Callable[[EncoderPosterior], Tensor]) -> None:
+        super().__init__()
+        self.kind, self.loss = kind, loss
+
+    def forward(self, state: StepState) -> Tensor:
+        if state.posterior is None:
+            raise ValueError(f"{self.kind}: needs an encoder's posterior; this stage trains on the teacher's latents")
+        return self.loss(state.posterior)
+
+
+@part("objective/variance_expansion")
+class VarianceExpansionConfig(ObjectiveConfig):
+    """mean softplus(lambda), the -log sigma² half of a KL divergence; weight 1e-5 as published (first reading)."""
+
+    weight: float = 1e-5
+
+    def build(self, model: FamilyConfig, teacher: TeacherConfig | None) -> PosteriorTerm:
+        return PosteriorTerm(self.kind, lambda posterior: losses.variance_expansion(posterior.logsnr))
+
+
+@part("objective/inverse_variance")
+class InverseVarianceConfig(ObjectiveConfig):
+    """mean 1/(sigma² + delta), variance expansion as in arXiv 2603.21085 (second reading)."""
+
+    weight: float = 1e-5
+    delta: float = 1e-6
+
+    def build(self, model: FamilyConfig, teacher: TeacherConfig | None) -> PosteriorTerm:
+        return PosteriorTerm(
+            self.kind, lambda posterior: losses.inverse_variance(posterior.logsnr, delta=self.delta)
+        )
+
+
+@part("objective/latent_scale")
+class LatentScaleConfig(ObjectiveConfig):
+    """(RMS of mu per image and channel - 1)²; the published weight is 1e-4, the form is our choice."""
+
+    weight: float = 1e-4
+
+    def build(self, model: FamilyConfig, teacher: TeacherConfig | None) -> PosteriorTerm:
+        return PosteriorTerm(self.kind, lambda posterior: losses.latent_scale(posterior.mean))
+
+
+@part("objective/latent_energy")
+class LatentEnergyConfig(ObjectiveConfig):
+    """mean(mu²)/2, the other half of a KL divergence."""
+
+    weight: float = 1e-4
+
+    def build(self, model: FamilyConfig, teacher: TeacherConfig | None) -> PosteriorTerm:
+        return PosteriorTerm(self.kind, lambda posterior: losses.latent_energy(posterior.mean))
+
+
+class LatentRegression(nn.Module):
+    """Match the posterior's mean to the teacher's tokens, by smooth L1 and cosine."""
+
+    def __init__(self, cosine: float) -> None:
+        super().__init__()
+        self.cosine = cosine
+
+    def forward(self, state: StepState) -> Tensor:
+        if state.posterior is None:
+            raise ValueError("objective/latent_regression: needs an encoder's posterior; this stage has none")
+        mean = state.posterior.mean
+        target = teacher_tokens(state, (mean.shape[2], mean.shape[3]), "objective/latent_regression")
+        tokens = mean.flatten(2).transpose(1, 2)
+        return losses.smooth_l1(tokens, target) + self.cosine * (1 + losses.negative_cosine(tokens, target))
+
+
+@part("objective/latent_regression")
+class LatentRegressionConfig(ObjectiveConfig):
+    """Regression of the encoder's mean to another model's latents (full_capacitor; the form is our choice)."""
+
+    weight: float = 1.0
+    cosine: float = 1.0
+
+    def build(self, model: FamilyConfig, teacher: TeacherConfig | None) -> LatentRegression:
+        features = needed_teacher(self, teacher).features
+        if features != model.latent_channels:
+            raise ValueError(
+                f"objective: 'objective/latent_regression' needs a teacher of {model.latent_channels} features, "
+                f"the model's latent channels, got {features}"
+            )
+        return LatentRegression(self.cosine)
+
+
+def needed_teacher(term: ObjectiveConfig, teacher: TeacherConfig | None) -> TeacherConfig:
+    if teacher is None:
+        raise ValueError(f"objective: {term.kind!r} needs a teacher, and the recipe has none")
+    return teacher
+
+
+def teacher_tokens(state: StepState, grid: tuple[int, int], term: str) -> Tensor:
+    """The teacher's patch tokens, which must lie on the grid of the latents."""
+    assert state.features is not None
+    if state.features.grid != grid:
+        raise ValueError(
+            f"{term}: the teacher's grid is {state.features.grid}, the latent's {grid}; "
+            "choose a teacher whose patch equals the model's stride"
+        )
+    return state.features.patches

@@ -1,0 +1,109 @@
+"""What a recipe says: a model, and what it takes to train it and to measure it."""
+
+from typing import Literal
+
+from ..blocks.registry import Part, fields, part
+from ..blocks.slots import (
+    DataConfig,
+    FamilyConfig,
+    ObjectiveConfig,
+    OptimiserConfig,
+    ProtocolConfig,
+    RateConfig,
+    TeacherConfig,
+)
+from .loader import CropConfig, RandomCropConfig
+from .optimisers import AdamWConfig, ConstantRateConfig
+
+
+@part("stage/joint")
+class StageConfig(Part):
+    """One phase of training, in which all terms act on all trainable parameters at once.
+
+    Attributes:
+        steps: optimiser steps; ``batch`` images each over all processes, in ``accumulate`` parts per process.
+        resolution: side of the training crops in pixels.
+        objective: terms with their weights; a weight of 0 leaves a term out.
+        latents: where the decoder's latents come from: the model's own "encoder", or the "teacher" (for decoders of
+            another model's latents).
+        trainable, frozen: shell patterns over the model's parameter names; what matches ``frozen`` stays.
+        clip: largest gradient norm, or None.
+        ema: decay of the averaged weights, which are what is saved and measured.
+        precision: "auto" is bfloat16 autocast on CUDA and float32 elsewhere.
+        momentum: of the latent statistics during training; they are measured anew over ``recalibrate`` batches
+            at the end.
+        checkpoint_every, validate_every, log_every: in steps; 0 validates at the end of the stage only.
+    """
+
+    name: str = "main"
+    steps: int = 1000
+    batch: int = 32
+    accumulate: int = 1
+    resolution: int = 256
+    crop: CropConfig = RandomCropConfig()
+    objective: tuple[ObjectiveConfig, ...] = ()
+    latents: Literal["encoder", "teacher"] = "encoder"
+    trainable: tuple[str, ...] = ("*",)
+    frozen: tuple[str, ...] = ()
+    optimiser: OptimiserConfig = AdamWConfig()
+    rate: RateConfig = ConstantRateConfig()
+    clip: float | None = 1.0
+    ema: float = 0.9995
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    momentum: float = 0.01
+    recalibrate: int = 32
+    checkpoint_every: int = 1000
+    validate_every: int = 0
+    log_every: int = 10
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch", "accumulate", "resolution", "checkpoint_every", "log_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: must be at least 1, got {getattr(self, name)}")
+        for name in ("ema", "momentum"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name}: must be in [0, 1], got {getattr(self, name)}")
+        if not self.objective:
+            raise ValueError("objective: is empty; a stage needs a term to learn from")
+        kinds = [term.kind for term in self.objective]
+        for kind in kinds:
+            if kinds.count(kind) > 1:
+                raise ValueError(f"objective: has {kind!r} twice; give each term once")
+
+
+@part("recipe/staged")
+class Recipe(Part):
+    """A model with everything that it takes to train and to measure it. ``seed`` fixes every random number."""
+
+    name: str
+    model: FamilyConfig
+    data: DataConfig
+    stages: tuple[StageConfig, ...]
+    teacher: TeacherConfig | None = None
+    evaluation: tuple[ProtocolConfig, ...] = ()
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        names = [stage.name for stage in self.stages]
+        if len(set(names)) != len(names):
+            raise ValueError(f"stages: have the names {names}; each needs its own")
+        for i, stage in enumerate(self.stages):
+            if stage.resolution % self.model.stride:
+                raise ValueError(
+                    f"stages.{i}.resolution: must be divisible by the model's stride {self.model.stride}, "
+                    f"got {stage.resolution}"
+                )
+
+
+def differences(ours: object, theirs: object, *, where: str = "config") -> list[str]:
+    """Return where two parts differ, as lines ``path: ours, not theirs``."""
+    if isinstance(ours, Part) and isinstance(theirs, Part) and ours.kind == theirs.kind:
+        pairs = [(f"{where}.{name}", getattr(ours, name), getattr(theirs, name)) for name in fields(ours)]
+    elif isinstance(ours, tuple) and isinstance(theirs, tuple) and len(ours) == len(theirs):
+        pairs = [(f"{where}.{i}", a, b) for i, (a, b) in enumerate(zip(ours, theirs, strict=True))]
+    else:
+        a, b = (x.kind if isinstance(x, Part) else x for x in (ours, theirs))
+        return [] if ours == theirs else [f"{where}: {a!r}, not {b!r}"]
+    return [line for path, a, b in pairs for line in differences(a, b, where=path)]
+
+

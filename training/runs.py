@@ -1,0 +1,58 @@
+"""Finished runs: the recipe, the averaged model, and the alignment head that trained with it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..blocks.registry import decode
+from ..families.files import CheckpointError, assign, load_folder, read_config, read_tensors
+from .engine import MODEL, RECIPE, TERMS, Objective
+from .recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Run:
+    """``predict_tokens`` maps whitened latents to teacher tokens, where an alignment head was trained."""
+
+    folder: Path
+    recipe: Recipe
+    model: Any
+    predict_tokens: Callable[[Tensor], Tensor] | None
+
+
+def is_run(folder: Path) -> bool:
+    return (folder / RECIPE).is_file()
+
+
+def read_recipe(folder: Path) -> Recipe:
+    return decode(read_config(folder / RECIPE), Recipe, where=str(folder / RECIPE))
+
+
+def load_run(folder: str | Path, *, device: str | torch.device = "cpu") -> Run:
+    """Load a finished run.
+
+    Raises:
+        FileNotFoundError: the folder holds no run, or one that has not finished.
+        CheckpointError: its files do not belong together.
+    """
+    folder = Path(folder)
+    if not is_run(folder):
+        raise FileNotFoundError(f"{folder}: holds no run; a run folder has {RECIPE}")
+    if not (folder / MODEL).is_dir():
+        raise FileNotFoundError(f"{folder}: has not finished; go on with latelier train {folder / RECIPE} --resume")
+    recipe = read_recipe(folder)
+    model = load_folder(folder / MODEL, nn.Module, device=device)
+    if model.config != recipe.model:
+        raise CheckpointError(f"{folder}: {MODEL} and {RECIPE} describe different models")
+    tensors, _ = read_tensors(folder / TERMS)
+    with torch.device("meta"):
+        terms = Objective(recipe, recipe.stages[-1], model).terms
+    assign(terms, tensors, where=str(folder / TERMS))
+    heads = [term.predict_tokens for term in terms.to(device).eval().values() if hasattr(term, "predict_tokens")]
+    return Run(folder, recipe, model, heads[0] if heads else None)
+
+
