@@ -42,6 +42,12 @@ class NoisyLatentHeadConfig(HeadConfig):
     block: BlockConfig = DiTBlockConfig()
     depth: int = 1
 
+    def __post_init__(self) -> None:
+        if self.width is not None and self.width < 1:
+            raise ValueError(f"width: must be at least 1, or None for the teacher's, got {self.width}")
+        if self.depth < 0:
+            raise ValueError(f"depth: must not be negative, got {self.depth}")
+
     def build(self, *, latent: int, features: int) -> NoisyLatentHead:
         width = self.width or features
         return NoisyLatentHead(latent=latent, features=features, width=width, block=self.block, depth=self.depth)
