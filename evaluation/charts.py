@@ -7,7 +7,7 @@ from html import escape
 
 WIDTH, HEIGHT = 360, 210
 LEFT, RIGHT, TOP, BOTTOM = 46, 12, 14, 26
-ROW = 22
+ROW = 24
 MOST_POINTS = 500
 
 Points = Sequence[tuple[float, float]]
@@ -94,7 +94,7 @@ def pair_chart(
 ) -> str:
     """A row for each (name, value, comparison): a full dot, an open one, and a line between them."""
     values = [v for row in rows for v in row[1:] if v is not None]
-    left, width = 150, 640
+    left, width = 132, 500
     height = TOP + ROW * len(rows) + BOTTOM
     axis = Axis(*_widened(min(values), max(values), 0.08), left, width - 56)
     body = []
@@ -103,7 +103,7 @@ def pair_chart(
         body.append(_text(axis(tick), height - 8, f"{tick:g}", "tick middle"))
     for i, (name, value, other) in enumerate(rows):
         y = TOP + ROW * (i + 0.5)
-        body.append(_text(left - 12, y + 4, name if len(name) <= 22 else f"…{name[-21:]}", "name end"))
+        body.append(_text(left - 12, y + 4, name if len(name) <= 19 else f"…{name[-18:]}", "name end"))
         if value is not None and other is not None:
             body.append(_line(axis(other), y, axis(value), y, "between"))
         if other is not None:
@@ -133,13 +133,13 @@ def log_ticks(low: float, high: float) -> Iterator[float]:
 
 
 def short(value: float) -> str:
-    """A tick's label: 2500 is 2.5k, 0.00012 is 1.2e-4."""
+    """A tick's label: 2500 is 2.5k, 0.000012 is 1.2e-5."""
     size = abs(value)
     if size >= 1e6:
         return f"{value / 1e6:.3g}M"
     if size >= 1000:
         return f"{value / 1000:.3g}k"
-    if 0 < size < 1e-3:
+    if 0 < size < 1e-4:
         digits, _, exponent = f"{value:.1e}".partition("e")
         return f"{digits.removesuffix('.0')}e{int(exponent)}"
     return f"{value:.4g}"

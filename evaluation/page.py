@@ -68,9 +68,13 @@ thead th { color: var(--quiet); }
 .columns { display: grid; grid-template-columns: minmax(0, 1fr) minmax(0, 1fr); gap: 2.5rem; align-items: start;
   margin-top: 1.2rem; }
 @media (max-width: 60rem) { .columns { grid-template-columns: minmax(0, 1fr); } }
+.scroll + .note { margin-top: 0.9rem; }
+.charts > .facts { grid-column: span 2; align-content: start; }
+@media (max-width: 48rem) { .charts > .facts { grid-column: auto; } }
 details { margin-top: 1rem; border: 1px solid var(--rule); border-radius: 6px; background: var(--raised); }
 summary { padding: 0.7rem 1rem; cursor: pointer; }
 pre { margin: 0; padding: 0.4rem 1rem 1.2rem; overflow-x: auto; line-height: 1.5; }
+.key i:first-child { margin-left: 0; }
 svg { display: block; width: 100%; height: auto; }
 svg text { font-family: var(--sans); font-variant-numeric: tabular-nums; }
 svg .tick { font-size: 10.5px; fill: var(--quiet); }

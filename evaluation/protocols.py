@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any, Literal
 
-import numpy as np
 import PIL.Image
 import torch
 from torch import Tensor, nn
@@ -16,6 +15,7 @@ from ..blocks.registry import part
 from ..blocks.shapes import Image
 from ..blocks.slots import ImageSource, Measured, ProtocolConfig
 from ..families.diffae import InferenceConfig
+from ..families.images import resized, to_pixels, to_signed
 from .metrics import pooled_psnr, psnr, squared_error, ssim, summary
 
 DATA_RANGE = 2.0
@@ -74,8 +74,7 @@ class ArchetypePSNRConfig(ProtocolConfig):
             raise ValueError(f'mode: takes RGB pictures, got {image.mode}; use image.convert("RGB")')
         if self.longer_side is not None and max(image.size) > self.longer_side:
             factor = self.longer_side / max(image.size)
-            size = [max(round(side * factor), 1) for side in image.size]
-            image = image.resize((size[0], size[1]), PIL.Image.Resampling.BICUBIC)
+            image = resized(image, *(max(round(side * factor), 1) for side in (image.height, image.width)))
         unit = math.lcm(stride, self.multiple)
         width, height = (side // unit * unit for side in image.size)
         if not (width and height):
@@ -83,7 +82,7 @@ class ArchetypePSNRConfig(ProtocolConfig):
                 f"size: must be at least {unit}x{unit}, got {image.height}x{image.width}; leave the picture out"
             )
         left, top = (image.width - width) // 2, (image.height - height) // 2
-        return to_tensor(image.crop((left, top, left + width, top + height)))
+        return to_signed(to_pixels([image.crop((left, top, left + width, top + height))]))
 
     def inference(self, name: str) -> InferenceConfig:
         """How the image of that name is decoded."""
@@ -149,9 +148,3 @@ def totals(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "ssim": summary([row["ssim"] for row in rows]),
         "images": rows,
     }
-
-
-def to_tensor(image: PIL.Image.Image) -> Image:
-    """An RGB picture as ``[1, 3, H, W]`` in [-1, 1]: 0 is -1, 255 is 1."""
-    pixels = torch.from_numpy(np.array(image, dtype=np.uint8))
-    return pixels.permute(2, 0, 1)[None].float() / 127.5 - 1

@@ -19,7 +19,7 @@ from .charts import Points, Series, line_chart, pair_chart, smoothed
 from .gallery import View, collect, rendered
 from .pictures import AMPLIFICATION
 from .protocols import ArchetypePSNRConfig
-from .results import Result, load_result, number, rows_of
+from .results import Result, file_name, load_result, number, rows_of
 
 MOST_ROWS = 40
 """More images than this are drawn as a curve instead of a row each."""
@@ -42,7 +42,7 @@ def write_report(
     ``timing.jsonl`` where they are.
     """
     protocol = protocol or ArchetypePSNRConfig()
-    path = run / "evaluation" / f"{protocol.kind.partition('/')[2]}.json"
+    path = run / "evaluation" / file_name(protocol)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: is not there; evaluate the run first")
     result = load_result(path)
@@ -280,7 +280,7 @@ def _latents(latents: dict[str, Any]) -> str:
         "Gaussian. Effective rank is the exponential of the entropy of the covariance's eigenvalues."
     )
     return page.section(
-        "Latent space", page.paragraph(text, "note"), page.facts(rows), f'<div class="charts">{"".join(charts)}</div>'
+        "Latent space", page.paragraph(text, "note"), f'<div class="charts">{page.facts(rows)}{"".join(charts)}</div>'
     )
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from rich.table import Table
 
-from ..blocks.registry import Part, encode
+from ..blocks.registry import Part, decode, encode
 from ..blocks.slots import ProtocolConfig
 from ..families.files import write_atomically
 
@@ -52,9 +52,15 @@ def identify(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def save_result(result: Result, folder: Path) -> Path:
-    """Write ``FOLDER/<protocol>.json`` whole or not at all, and return its path."""
-    name = result["protocol"]["name"].partition("/")[2]
-    return write_atomically(folder / f"{name}.json", json.dumps(plain(result), indent=2, allow_nan=False) + "\n")
+    """Write the result whole or not at all under its :func:`file_name`, and return the path."""
+    name = file_name(decode(result["protocol"]["settings"], ProtocolConfig))
+    return write_atomically(folder / name, json.dumps(plain(result), indent=2, allow_nan=False) + "\n")
+
+
+def file_name(protocol: ProtocolConfig) -> str:
+    """``<protocol>.json``, with the id before the dot where the protocol's settings are not its defaults."""
+    name = protocol.kind.partition("/")[2]
+    return f"{name}.json" if protocol == type(protocol)() else f"{name}-{protocol.id}.json"
 
 
 def load_result(path: Path) -> Result:

@@ -1,0 +1,83 @@
+"""Reconstruct picture files of any size and write what comes out."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import torch.nn.functional as F
+
+from ..blocks.shapes import Image
+from ..families.diffae import InferenceConfig
+from ..families.files import write_atomically
+from ..families.images import open_image, to_pixels, to_signed
+from .pictures import png, to_picture
+from .protocols import frozen, placed_like
+
+
+def reconstruct(model: Any, image: Image, inference: InferenceConfig | None = None) -> Image:
+    """Encode and decode images of any size: padded by reflection to the model's stride, cropped back, clamped."""
+    height, width = image.shape[2:]
+    with frozen(model):
+        padded = pad_to_multiple(image, model.stride)
+        latent = model.encode(placed_like(model, padded))
+        output = model.decode(latent, *padded.shape[2:], inference)
+    return output[:, :, :height, :width].float().cpu().clamp(-1, 1)
+
+
+def pad_to_multiple(image: Image, multiple: int) -> Image:
+    """Add rows below and columns at the right, mirrored without repeating the edge, until sizes divide."""
+    for axis in (2, 3):
+        while missing := -image.shape[axis] % multiple:
+            have = min(missing, image.shape[axis] - 1)
+            mode = "reflect" if have else "replicate"  # a single row has nothing to mirror
+            pad = (0, have or missing) if axis == 3 else (0, 0, 0, have or missing)
+            image = F.pad(image, pad, mode=mode)
+    return image
+
+
+def reconstruct_files(
+    model: Any,
+    paths: Sequence[str | Path],
+    out: str | Path,
+    *,
+    inference: InferenceConfig | None = None,
+    side_by_side: bool = False,
+    on_image: Callable[[Path, int, int], None] | None = None,
+) -> list[Path]:
+    """Write ``OUT/<stem>.png`` for each picture, or ``OUT/<name>.png`` where stems coincide; return the paths.
+
+    ``side_by_side`` puts the original at the left. ``on_image(written, done, total)`` is called after each. Noise is
+    seeded with 0 unless ``inference`` says otherwise, so that the same picture gives the same file.
+
+    Raises:
+        ValueError: no pictures, two of the same name, or an output that would replace an input: nothing is written.
+    """
+    sources, folder = [Path(path) for path in paths], Path(out)
+    targets = _targets(sources, folder)
+    inference = inference or InferenceConfig(seed=0)
+    for done, (source, target) in enumerate(zip(sources, targets, strict=True), 1):
+        picture = open_image(source)
+        result = to_picture(reconstruct(model, to_signed(to_pixels([picture])), inference))
+        if side_by_side:
+            result = PIL.Image.fromarray(np.concatenate([np.asarray(picture), np.asarray(result)], axis=1))
+        write_atomically(target, png(result))
+        if on_image is not None:
+            on_image(target, done, len(sources))
+    return targets
+
+
+def _targets(sources: Sequence[Path], folder: Path) -> list[Path]:
+    if not sources:
+        raise ValueError("images: there are none; name one or more files")
+    stems = Counter(source.stem for source in sources)
+    targets = [folder / f"{source.stem if stems[source.stem] == 1 else source.name}.png" for source in sources]
+    inputs = {source.resolve() for source in sources}
+    for source, target in zip(sources, targets, strict=True):
+        if target.resolve() in inputs:
+            raise ValueError(f"{source}: writing {target} would replace an input; choose another --out")
+        if targets.count(target) > 1:
+            raise ValueError(f"{source}: another input is called {source.name} too; reconstruct them into two folders")
+    return targets
