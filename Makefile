@@ -25,7 +25,7 @@ bench: .venv/.ready  ## measure the blocks and families, and guard the fast path
 
 check: .venv/.ready  ## lint, formatting, types, layers, and a wheel that works when installed
 	@echo "check: ruff"
-	@.venv/bin/ruff check --quiet
+	@.venv/bin/ruff check --quiet --output-format concise
 	@.venv/bin/ruff format --quiet --check
 	@echo "check: types of the library"
 	@.venv/bin/pyright --warnings
