@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeVar
 
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..blocks.fcdm import FCDMBlockConfig
 from ..blocks.latent_norm import WhiteningConfig
@@ -111,7 +111,7 @@ class SemDisDiffAE(Float32Buffers):
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.decoder.out_proj.weight.dtype
+        return next(self.decoder.parameters()).dtype
 
     # --- the published surface ------------------------------------------------------------------------------------
 

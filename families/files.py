@@ -91,12 +91,17 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def read_config(path: Path) -> dict[str, Any]:
+    """Return the JSON object that a file holds; raises :class:`CheckpointError` for anything else."""
+    return _parse(path.read_bytes(), str(path))
+
+
+def _parse(text: str | bytes, where: str) -> dict[str, Any]:
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = json.loads(text)
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path}: is no JSON ({error})") from None
+        raise CheckpointError(f"{where}: is no JSON ({error})") from None
     if not isinstance(config, dict):
-        raise CheckpointError(f"{path}: holds {type(config).__name__}; a config is a JSON object")
+        raise CheckpointError(f"{where}: holds {type(config).__name__}; a config is a JSON object")
     return config
 
 
@@ -118,14 +123,14 @@ def find_files(path_or_id: str | Path, *, revision: str | None) -> tuple[Path | 
 
 def _download(repository: str, revision: str | None) -> tuple[Path, Path]:
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import GatedRepoError, HFValidationError
 
     try:
         config, weights = (hf_hub_download(repository, name, revision=revision) for name in (CONFIG, WEIGHTS))
     except GatedRepoError as error:
         raise FileNotFoundError(f"{repository}: is gated; accept its terms on the hub, then `hf auth login`") from error
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    except (OSError, HFValidationError) as error:  # every other error of the hub is an OSError
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
         raise FileNotFoundError(
             f"{repository}: is no local folder, and the hub did not give it ({reason}); "
             "check the name and the network, or download it elsewhere and pass the folder"
@@ -148,16 +153,17 @@ def load_folder(
     if config_path is not None:
         raw, where = read_config(config_path), str(config_path)
     elif "latelier.config" in header:
-        raw, where = json.loads(header["latelier.config"]), f"{weights_path} (header)"
+        where = f"{weights_path} (header)"
+        raw = _parse(header["latelier.config"], where)
     else:
         raise CheckpointError(f"{weights_path}: has no {CONFIG} beside it and none in its header")
-    if "kind" not in raw and published is not None:
-        try:
+    try:
+        if "kind" not in raw and published is not None:
             config, tensors = published(raw, tensors)
-        except PartError as error:
-            raise PartError(f"{where}: {error.where}", error.what) from None
-    else:
-        config = decode(raw, FamilyConfig, where="config")
+        else:
+            config = decode(raw, FamilyConfig)
+    except PartError as error:
+        raise PartError(f"{where}: {error.where}", error.what) from None
     with torch.device("meta"):
         model = config.build()
     if not isinstance(model, model_class):
@@ -179,19 +185,21 @@ def assign(model: nn.Module, tensors: Mapping[str, Tensor], *, where: str) -> No
         problems.append(f"lacks {_listed(missing)}")
     if extra:
         problems.append(f"has {_listed(extra)} that the model has not")
-    problems += [
-        f"has {name!r} of shape {list(tensors[name].shape)} where the model has {list(wanted[name].shape)}"
-        for name in wanted
-        if name in tensors and tensors[name].shape != wanted[name].shape
-    ][:3]
+    for name, ours in wanted.items():
+        given = tensors.get(name, ours)
+        if given.shape != ours.shape:
+            problems.append(f"has {name!r} of shape {list(given.shape)} where the model has {list(ours.shape)}")
+        elif given.is_floating_point() != ours.is_floating_point():
+            problems.append(f"has {name!r} of {given.dtype} where the model has {ours.dtype}")
     if not problems:
-        broken = [n for n, t in tensors.items() if t.is_floating_point() and not torch.isfinite(t).all()]
-        problems += [f"holds values that are not finite in {_listed(broken)}"] if broken else []
+        ready = {name: tensors[name].to(ours.dtype) for name, ours in wanted.items()}
+        broken = [name for name, value in ready.items() if not value.isfinite().all()]
+        if broken:
+            problems = [f"holds values that are not finite in {_listed(broken)}"]
     if problems:
-        raise CheckpointError(f"{where}: {'; '.join(problems)}")
-    model.load_state_dict(
-        {n: t.to(wanted[n].dtype) if t.is_floating_point() else t for n, t in tensors.items()}, assign=True
-    )
+        rest = [f"and {len(problems) - 3} more"] if len(problems) > 3 else []
+        raise CheckpointError(f"{where}: {'; '.join(problems[:3] + rest)}")
+    model.load_state_dict(ready, assign=True)
 
 
 def _listed(names: Iterable[str], *, most: int = 5) -> str:

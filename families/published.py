@@ -88,7 +88,8 @@ def read_published(flat: dict[str, Any], tensors: dict[str, Tensor]) -> tuple[Di
         PartError: a field is unknown or of a wrong type; the message names it.
     """
     layout = decode({"kind": FlatDiffAE.kind, **flat}, FlatDiffAE)
-    named = {OLD_NAMES.get(name, name): tensor for name, tensor in tensors.items()}
+    old_names = {old: new for old, new in OLD_NAMES.items() if new not in tensors}  # with both, one is refused as extra
+    named = {old_names.get(name, name): tensor for name, tensor in tensors.items()}
     has_encoder = any(name.startswith("encoder.") for name in named)
     has_statistics = has_encoder or any(name in named for name in STATISTICS)
     for name in ("encoder.patchify.proj.weight", "decoder.patchify.proj.weight"):
