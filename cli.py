@@ -201,6 +201,13 @@ def _with_data(recipe: "Recipe", data: Path | None) -> "Recipe":
     return recipe if data is None else replace(recipe, data=FolderDataConfig(path=str(data)))
 
 
+def _folder(path: Path) -> Any:
+    """Every image of a folder, as a source."""
+    from .training.sources import FolderSource, list_images
+
+    return FolderSource(path, list_images(path, where="--data"))
+
+
 def _train(recipe: "Recipe", folder: Path, **options: Any) -> None:
     from .training.engine import train
     from .training.progress import ProgressWatcher
@@ -232,13 +239,12 @@ def _evaluate(
     name: str, data: Path | None, out: Path | None, device: str | None
 ) -> list[tuple[Path, dict[str, Any]]]:
     from .evaluation import ArchetypePSNRConfig, evaluate, save_result
-    from .training.sources import FolderDataConfig
 
     model, run = _load(name, device)
     if data is None and run is None:
         raise ValueError("eval: a model by itself has no data; name a folder of images with --data")
     recipe = run.recipe if run else None
-    held_out = FolderDataConfig(path=str(data)).whole() if data else run.recipe.data.held_out()
+    held_out = _folder(data) if data else run.recipe.data.held_out()
     training = run.recipe.data.training() if run and data is None else None
     protocols = (run.recipe.evaluation if run else ()) or (ArchetypePSNRConfig(),)
     folder = out or (Path(name) / "evaluation" if run else Path("evaluation"))
@@ -262,7 +268,6 @@ def _evaluate(
 def _report(run: Path, data: Path | None, device: str | None) -> Path:
     from .evaluation import results_table
     from .evaluation.report import write_report
-    from .training.sources import FolderDataConfig
 
     model, loaded = _load(str(run), device)
     if loaded is None:
@@ -270,7 +275,7 @@ def _report(run: Path, data: Path | None, device: str | None) -> Path:
     results = _evaluate(str(run), data, None, device)
     for _, result in results:
         _console().print(results_table([result]))
-    held_out = FolderDataConfig(path=str(data)).whole() if data else loaded.recipe.data.held_out()
+    held_out = _folder(data) if data else loaded.recipe.data.held_out()
     protocol = loaded.recipe.evaluation[0] if loaded.recipe.evaluation else None
     return write_report(run, model, held_out, protocol=protocol)
 

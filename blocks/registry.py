@@ -298,8 +298,9 @@ def _suggest(name: str, known: Iterable[str]) -> str:
 def override(config: P, settings: Iterable[str], *, where: str = "config") -> P:
     """Return ``config`` changed by settings such as ``"encoder.depth=8"`` or ``"encoder.block=fcdm"``.
 
-    A value is read as JSON and, failing that, as text. A tuple's item is named by its index, or by the name that ends
-    its kind: ``objective.alignment.weight=0``. The same checks apply as to files.
+    A value is read as JSON and, failing that, as text. A tuple's item is named by its index, by its field ``name`` or,
+    without one, by the name that ends its kind: ``stages.main.objective.alignment.weight=0``. The same checks apply as
+    to files.
 
     Raises:
         PartError: a setting without ``=``, or one that :func:`decode` refuses; ``config`` itself is never changed.
@@ -344,7 +345,7 @@ def _step(target: Any, key: str, where: str) -> Any:
 def _index(items: list[Any], key: str, where: str) -> int:
     if key.isdecimal() and int(key) < len(items):
         return int(key)
-    names = [item["kind"].partition("/")[2] if isinstance(item, dict) else "" for item in items]
+    names = [item.get("name") or item["kind"].partition("/")[2] if isinstance(item, dict) else "" for item in items]
     if names.count(key) == 1:
         return names.index(key)
     if key in names:

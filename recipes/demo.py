@@ -7,11 +7,12 @@ from ..blocks.teachers import HOGConfig
 from ..blocks.vp import WithPureNoiseConfig
 from ..evaluation.protocols import ArchetypePSNRConfig
 from ..families.diffae import DiffAEConfig
-from ..training.loader import RandomCropConfig
+from ..training.crops import NativeCropConfig
 from ..training.objectives import LatentScaleConfig, VarianceExpansionConfig, VPReconstructionConfig
 from ..training.optimisers import AdamWConfig, CosineRateConfig
 from ..training.recipe import Recipe, StageConfig
 from ..training.sources import PhotographsConfig
+from ..training.starts import PCAStartConfig
 from .semdisdiffae import alignment
 
 
@@ -27,16 +28,16 @@ def semdisdiffae(
         patch=8,
         width=96,
         latent=32,
-        encoder=StackEncoderConfig(block=block, depth=2),
-        decoder=SkipDecoderConfig(block=block, start=1, middle=2, end=1, rank=16),
+        encoder=StackEncoderConfig(block=block, depth=1),
+        decoder=SkipDecoderConfig(block=block, start=1, middle=1, end=1, rank=16),
     )
     stage = StageConfig(
         steps=steps,
         batch=16,
         resolution=64,
-        crop=RandomCropConfig(),
+        crop=NativeCropConfig(),
         objective=(
-            VPReconstructionConfig(times=WithPureNoiseConfig(share=0.5)),
+            VPReconstructionConfig(weight=3000.0, bias=-10.0, times=WithPureNoiseConfig(share=0.8)),
             alignment(teacher),
             VarianceExpansionConfig(),
             LatentScaleConfig(),
@@ -54,4 +55,5 @@ def semdisdiffae(
         data=data,
         stages=(stage,),
         evaluation=(ArchetypePSNRConfig(),),
+        start=PCAStartConfig(),
     )

@@ -119,15 +119,19 @@ class Trainer:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(address(recipe.seed, "birth"))
             self.model = recipe.model.build().to(world.device)
-        self.average = Average(self.model, decay=0.0)
         self.teacher = None if recipe.teacher is None else recipe.teacher.build().to(world.device).eval()
         self.source = recipe.data.training()
+        self.average: Average
         self.total_steps = sum(stage.steps for stage in recipe.stages)
         self.objective: Objective
         self.optimiser: torch.optim.Optimizer
 
     def run(self, latest: Checkpoint | None, *, tensorboard: bool) -> Path:
         position = latest.position if latest else Position()
+        if latest is None and self.recipe.start is not None:
+            crops = self._crops(self.recipe.stages[0], self.recipe.start.batches, "start", shared=True)
+            self.recipe.start.apply(self.model, crops)
+        self.average = Average(self.model, decay=0.0)
         records = None
         if self.world.leads:
             records = Records(self.folder, step=position.total, tensorboard=tensorboard)
@@ -175,17 +179,7 @@ class Trainer:
                 self.objective, broadcast_buffers=False, find_unused_parameters=True
             )
         rates = [group["lr"] for group in self.optimiser.param_groups]
-        loader = ImageLoader(
-            self.source,
-            stage.crop,
-            resolution=stage.resolution,
-            stride=self.recipe.model.stride,
-            batch=stage.batch,
-            seed=address(self.recipe.seed, "data", stage.name),
-            workers=self.workers,
-            rank=self.world.rank,
-            world=self.world.size,
-        )
+        loader = self._loader(stage, "data", workers=self.workers)
         parts = stage.accumulate
         clock = time.perf_counter()
         with loader.iterate(position.step, stage.steps) as batches:
@@ -241,7 +235,7 @@ class Trainer:
         first = self.world.rank * len(batch.images)
         values, moments = [], []
         for part in range(parts):
-            images = batch.images[part * size : (part + 1) * size].to(device, non_blocking=True)
+            images = batch.images[part * size : (part + 1) * size]
             draws = Draws(
                 address(self.recipe.seed, stage.name), step, first=first + part * size, batch=size, device=device
             )
@@ -253,6 +247,27 @@ class Trainer:
             values.append(terms.detach())
             moments.append(part_moments)
         return torch.stack(values).mean(0), torch.stack(moments).mean(0)
+
+    def _loader(self, stage: StageConfig, purpose: str, *, workers: int = 0, shared: bool = False) -> ImageLoader:
+        """Batches for a purpose; ``shared`` gives every process the whole of each."""
+        return ImageLoader(
+            self.source,
+            stage.crop,
+            resolution=stage.resolution,
+            stride=self.recipe.model.stride,
+            batch=stage.batch,
+            seed=address(self.recipe.seed, purpose, stage.name),
+            workers=workers,
+            rank=0 if shared else self.world.rank,
+            world=1 if shared else self.world.size,
+            device=self.world.device,
+        )
+
+    def _crops(self, stage: StageConfig, batches: int, purpose: str, *, shared: bool = False) -> Iterator[Tensor]:
+        """``batches`` batches of training crops that are no step's."""
+        with self._loader(stage, purpose, shared=shared).iterate(0, batches) as loaded:
+            for _, batch in loaded:
+                yield batch.images
 
     def _features(self, images: Tensor) -> TeacherOutput | None:
         if self.teacher is None:
@@ -310,32 +325,19 @@ class Trainer:
         """Measure the latent statistics of the averaged weights over posterior samples of training crops."""
         if stage.latents != "encoder" or not stage.recalibrate:
             return
-        loader = ImageLoader(
-            self.source,
-            stage.crop,
-            resolution=stage.resolution,
-            stride=self.recipe.model.stride,
-            batch=stage.batch,
-            seed=address(self.recipe.seed, "recalibration", stage.name),
-            workers=0,
-            rank=self.world.rank,
-            world=self.world.size,
-        )
         moments = []
-        with loader.iterate(0, stage.recalibrate) as batches:
-            for step, batch in batches:
-                images = batch.images.to(self.world.device)
-                draws = Draws(
-                    address(self.recipe.seed, "recalibration"),
-                    step,
-                    first=self.world.rank * len(images),
-                    batch=len(images),
-                    device=self.world.device,
-                )
-                with self._autocast(stage):
-                    posterior = self.average.model.posterior(images)
-                    latent = posterior.at(draws.normal("posterior", *posterior.mean.shape[1:]))
-                moments.append(self.average.model.latent_moments(latent))
+        for step, images in enumerate(self._crops(stage, stage.recalibrate, "recalibration")):
+            draws = Draws(
+                address(self.recipe.seed, "recalibration"),
+                step,
+                first=self.world.rank * len(images),
+                batch=len(images),
+                device=self.world.device,
+            )
+            with self._autocast(stage):
+                posterior = self.average.model.posterior(images)
+                latent = posterior.at(draws.normal("posterior", *posterior.mean.shape[1:]))
+            moments.append(self.average.model.latent_moments(latent))
         mean = self.world.average(torch.stack(moments).mean(0))
         self.average.model.fit_latent_norm(mean, momentum=1.0)
 

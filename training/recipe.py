@@ -12,8 +12,9 @@ from ..blocks.slots import (
     RateConfig,
     TeacherConfig,
 )
-from .loader import CropConfig, RandomCropConfig
+from .crops import CropConfig, RandomCropConfig
 from .optimisers import AdamWConfig, ConstantRateConfig
+from .starts import StartConfig
 
 
 @part("stage/joint")
@@ -73,7 +74,10 @@ class StageConfig(Part):
 
 @part("recipe/staged")
 class Recipe(Part):
-    """A model with everything that it takes to train and to measure it. ``seed`` fixes every random number."""
+    """A model with everything that it takes to train and to measure it.
+
+    ``seed`` fixes every random number; ``start`` sets the weights of a new model, which are random otherwise.
+    """
 
     name: str
     model: FamilyConfig
@@ -81,6 +85,7 @@ class Recipe(Part):
     stages: tuple[StageConfig, ...]
     teacher: TeacherConfig | None = None
     evaluation: tuple[ProtocolConfig, ...] = ()
+    start: StartConfig | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
