@@ -108,12 +108,21 @@ def _to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
 
 
 def resized(
-    image: PIL.Image.Image, height: int, width: int, *, box: tuple[float, float, float, float] | None = None
+    image: PIL.Image.Image,
+    height: int,
+    width: int,
+    *,
+    box: tuple[float, float, float, float] | None = None,
+    reducing_gap: float | None = None,
 ) -> PIL.Image.Image:
-    """Resample a picture, or its part ``box`` = (left, top, right, bottom), bicubically with antialiasing."""
+    """Resample a picture, or its part ``box`` = (left, top, right, bottom), bicubically with antialiasing.
+
+    With ``reducing_gap``, pixels are first averaged in whole blocks, down to so many times the size: faster by as much
+    as five times where photographs are reduced, and hardly different from 3 on.
+    """
     if box is not None:  # a rounding error beyond the margin is no reason to fail
         box = max(box[0], 0), max(box[1], 0), min(box[2], image.width), min(box[3], image.height)
-    return image.resize((width, height), Resampling.BICUBIC, box=box)
+    return image.resize((width, height), Resampling.BICUBIC, box=box, reducing_gap=reducing_gap)
 
 
 def central_crop(image: PIL.Image.Image, height: int, width: int) -> PIL.Image.Image:

@@ -38,9 +38,9 @@ class CropConfig(Part, ABC):
     def cut(self, image: PIL.Image.Image, shape: Shape, rng: random.Random) -> PIL.Image.Image:
         """Draw a crop: a part of the picture at a random place, resampled to ``shape`` and, half the time, mirrored."""
         height, width = self.extent(image, shape, rng)
-        top = int(rng.random() * (int(image.height - height) + 1))
-        left = int(rng.random() * (int(image.width - width) + 1))
-        crop = resized(image, *shape, box=(left, top, left + width, top + height))
+        top = float(int(rng.random() * (int(image.height - height) + 1)))
+        left = float(int(rng.random() * (int(image.width - width) + 1)))
+        crop = resized(image, *shape, box=(left, top, left + width, top + height), reducing_gap=3.0)
         return crop.transpose(Transpose.FLIP_LEFT_RIGHT) if self.flip and rng.random() < 0.5 else crop
 
 
