@@ -85,7 +85,7 @@ def line_chart(
         else:
             path = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in spots)
             body.append(f'<path class="{one.style}" d="{path}"/>')
-    body.append(_text(WIDTH - RIGHT, HEIGHT - 2, x_label, "tick end"))
+    body.append(_text(WIDTH - RIGHT, HEIGHT - 5, x_label, "tick end"))
     return _svg(title, description, body, HEIGHT)
 
 
@@ -160,7 +160,7 @@ def _grid(x_axis: Axis, y_axis: Axis) -> Iterator[str]:
         yield _text(LEFT - 6, y_axis(tick) + 3.5, short(tick), "tick end")
     for tick in x_axis.ticks():
         if x_axis(tick) < WIDTH - RIGHT - 30:  # the label of the axis stands at its end
-            yield _text(x_axis(tick), HEIGHT - 2, short(tick), "tick middle")
+            yield _text(x_axis(tick), HEIGHT - 5, short(tick), "tick middle")
 
 
 def _line(x1: float, y1: float, x2: float, y2: float, style: str) -> str:

@@ -12,7 +12,7 @@ whatever the scale of the latents. ``kl_bits_per_value`` is the divergence from 
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
-from typing import Any, Self
+from typing import Any, TypeVar
 
 import torch
 from einops import rearrange
@@ -22,11 +22,12 @@ from torch import Tensor
 from ..blocks.shapes import Latent
 
 Sum = Tensor | int
+S = TypeVar("S", bound="_Sums")
 
 
 @dataclass
 class _Sums:
-    def merge(self, other: Self) -> Self:
+    def merge(self: S, other: S) -> S:
         """The sums of both parts together."""
         return type(self)(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
 

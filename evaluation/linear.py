@@ -5,8 +5,6 @@ components). :class:`RidgeReadout` predicts teacher tokens from the latent at th
 what a latent holds of the teacher even for a model that ships no alignment head.
 """
 
-from typing import Self
-
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -47,7 +45,7 @@ class PatchPCA(nn.Module):
             self.sums += patches.sum(dim=0)
             self.products += patches.T @ patches
 
-    def solve(self) -> Self:
+    def solve(self) -> "PatchPCA":
         """Take the leading components of what was observed, mirror images included."""
         size = len(self.sums)
         mirror = torch.arange(size).reshape(3, self.stride, self.stride).flip(2).reshape(-1)
@@ -94,7 +92,7 @@ class RidgeReadout:
         self.squares += x.T @ x
         self.products += x.T @ y
 
-    def solve(self) -> Self:
+    def solve(self) -> "RidgeReadout":
         x, y = self.latents / self.count, self.tokens / self.count
         covariance = self.squares / self.count - torch.outer(x, x)
         cross = self.products / self.count - torch.outer(x, y)

@@ -22,7 +22,7 @@ RANGES = {1.0: (0.0, 1.0), 2.0: (-1.0, 1.0), 255.0: (0.0, 255.0)}
 SSIM_WINDOW = 11
 
 
-def psnr(reconstruction: Image, original: Image, *, data_range: float) -> Float[Tensor, " b"]:
+def psnr(reconstruction: Image, original: Image, *, data_range: float | int) -> Float[Tensor, " b"]:
     """Decibels of each image, float64; the reconstruction is clamped to the range, and inf means that it is perfect.
 
     Raises:
@@ -32,20 +32,24 @@ def psnr(reconstruction: Image, original: Image, *, data_range: float) -> Float[
     return peak_signal_noise_ratio(
         reconstruction.double().clamp(low, high),
         original.double(),
-        data_range=data_range,
+        data_range=float(data_range),
         dim=(1, 2, 3),
         reduction="none",
     )
 
 
-def ssim(reconstruction: Image, original: Image, *, data_range: float) -> Float[Tensor, " b"]:
-    """Structural similarity of each image (Gaussian window of 11, sigma 1.5), float32; errors as :func:`psnr`."""
+def ssim(reconstruction: Image, original: Image, *, data_range: float | int) -> Float[Tensor, " b"]:
+    """Structural similarity of each image (Gaussian window of 11, sigma 1.5), float32; errors as :func:`psnr`.
+
+    The mean is over the whole image, mirrored at its edges, as torchmetrics has it; scikit-image leaves five pixels
+    out at each edge.
+    """
     low, high = _bounds(original, data_range, where="ssim")
     if min(original.shape[2:]) < SSIM_WINDOW:
         size = "x".join(map(str, original.shape[2:]))
         raise ValueError(f"ssim: takes images of at least {SSIM_WINDOW}x{SSIM_WINDOW} pixels, got {size}")
     values = structural_similarity_index_measure(
-        reconstruction.float().clamp(low, high), original.float(), data_range=data_range, reduction="none"
+        reconstruction.float().clamp(low, high), original.float(), data_range=float(data_range), reduction="none"
     )
     assert isinstance(values, Tensor)
     return values.reshape(len(original))
@@ -56,7 +60,7 @@ def squared_error(reconstruction: Image, original: Image) -> Float[Tensor, " b"]
     return (reconstruction.double() - original.double()).square().mean(dim=(1, 2, 3))
 
 
-def _bounds(original: Image, data_range: float, *, where: str) -> tuple[float, float]:
+def _bounds(original: Image, data_range: float | int, *, where: str) -> tuple[float, float]:
     if data_range not in RANGES:
         raise ValueError(f"{where}: takes data_range 1, 2 or 255, got {data_range:g}; for images in [-1, 1] it is 2")
     low, high = RANGES[data_range]
@@ -92,7 +96,7 @@ def summary(values: Sequence[float | None]) -> dict[str, Any]:
     }
 
 
-def pooled_psnr(rows: Sequence[Mapping[str, Any]], *, data_range: float) -> float | None:
+def pooled_psnr(rows: Sequence[Mapping[str, Any]], *, data_range: float | int) -> float | None:
     """PSNR of the mean squared error over all pixels of rows that have ``mse``, ``height`` and ``width``."""
     pixels = [row["height"] * row["width"] for row in rows]
     error = math.fsum(row["mse"] * n for row, n in zip(rows, pixels, strict=True))

@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 import PIL.Image
-import torch.nn.functional as F
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
 
 from ..blocks.shapes import Image
 from ..families.diffae import InferenceConfig
@@ -27,15 +29,17 @@ def reconstruct(model: Any, image: Image, inference: InferenceConfig | None = No
     return output[:, :, :height, :width].float().cpu().clamp(-1, 1)
 
 
-def pad_to_multiple(image: Image, multiple: int) -> Image:
+def pad_to_multiple(image: Image, multiple: int) -> Float[Tensor, "b 3 H_padded W_padded"]:
     """Add rows below and columns at the right, mirrored without repeating the edge, until sizes divide."""
-    for axis in (2, 3):
-        while missing := -image.shape[axis] % multiple:
-            have = min(missing, image.shape[axis] - 1)
-            mode = "reflect" if have else "replicate"  # a single row has nothing to mirror
-            pad = (0, have or missing) if axis == 3 else (0, 0, 0, have or missing)
-            image = F.pad(image, pad, mode=mode)
-    return image
+    rows, columns = (_mirrored(side, side + -side % multiple) for side in image.shape[2:])
+    return image[:, :, rows][:, :, :, columns]
+
+
+def _mirrored(size: int, wanted: int) -> Int[Tensor, " n"]:
+    """0, 1, ..., size - 1, size - 2, ..., and so on until there are ``wanted``."""
+    there_and_back = max(2 * size - 2, 1)
+    steps = torch.arange(wanted) % there_and_back
+    return torch.minimum(steps, there_and_back - steps)
 
 
 def reconstruct_files(

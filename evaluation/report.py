@@ -194,8 +194,9 @@ def _protocol_text(result: Result) -> str:
     settings = result["protocol"]["settings"]
     described = ", ".join(f"{name} {value}" for name, value in settings.items() if name != "kind")
     return (
-        f"Protocol {result['protocol']['name']} ({result['protocol']['id']}) on {result['set']['n']} images "
-        f"({result['set']['id']}): {described}. Pooled PSNR is that of the squared error over all pixels together."
+        f"Protocol {result['protocol']['name'].partition('/')[2]} ({result['protocol']['id']}) on "
+        f"{_count(result['set']['n'], 'image')} ({result['set']['id']}): {described}. "
+        "Pooled PSNR is that of the squared error over all pixels together."
     )
 
 
@@ -249,8 +250,10 @@ def _latents(latents: dict[str, Any]) -> str:
         rows.append(("Information", "no bound, the encoder is deterministic"))
     else:
         rows += [
-            ("Information, at most", f"{posterior['bits_per_value']:.2f} bits a value"),
-            ("", f"{posterior['bits_per_pixel']:.2f} bits a pixel"),
+            (
+                "Information, at most",
+                f"{posterior['bits_per_value']:.2f} bits a value, {posterior['bits_per_pixel']:.2f} bits a pixel",
+            ),
             ("Divergence from N(0, 1), raw latents", f"{posterior['kl_bits_per_value']:.2f} bits a value"),
             ("Posterior noise, raw latents", f"{posterior['sigma']:.3g}"),
         ]

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given
+
 from latelier.blocks.registry import PartError, decode, encode
 from latelier.blocks.slots import TeacherOutput
 from latelier.blocks.teachers import HOGConfig
