@@ -1,5 +1,6 @@
 """Parts: what is checked when they are made, how they become JSON and return, and what is said when they do not."""
 
+import contextlib
 import copy
 import dataclasses
 import importlib.metadata
@@ -22,7 +23,7 @@ from hypothesis import strategies as st
 import latelier.evaluation
 import latelier.families
 import latelier.recipes
-import latelier.training  # noqa: F401  (all four declare parts)
+import latelier.training
 from latelier.blocks import (
     BlockConfig,
     DiTBlockConfig,
@@ -429,19 +430,29 @@ def test_errors_of_parts_travel_between_processes() -> None:
     assert (type(again), str(again), again.where, again.what) == (PartError, str(error), error.where, error.what)
 
 
+def examples(slot: type[Part]) -> list[Part]:
+    made = []
+    for cls in parts(slot):
+        with contextlib.suppress(TypeError, PartError):  # fields without defaults, or defaults that want changing
+            made.append(cls())
+    return made
+
+
 def strategy(hint: Any) -> st.SearchStrategy[Any]:
-    """Values of a type, and some that are nearly of it."""
-    if options := get_args(hint) if hint is not bool and get_origin(hint) is not tuple else ():
-        if get_origin(hint) is Literal:
-            return st.sampled_from(options)
-        return st.one_of(*map(strategy, options))
-    if get_origin(hint) is tuple:
-        items = get_args(hint)
-        if items[1:] == (...,):
-            return st.lists(strategy(items[0]), max_size=3).map(tuple)
-        return st.tuples(*map(strategy, items))
-    if isinstance(hint, type) and issubclass(hint, Part):
-        return st.sampled_from([cls for cls in parts(hint) if not required(cls)]).map(lambda cls: cls())
+    """Values of a type, some of which a part may refuse."""
+    origin, args = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        return st.sampled_from(args)
+    if origin is tuple and args[1:] == (...,):
+        items = strategy(args[0])
+        return st.just(()) if items.is_empty else st.lists(items, max_size=3).map(tuple)
+    if origin is tuple:
+        return st.tuples(*map(strategy, args))
+    if args:
+        return st.one_of(*map(strategy, args))
+    if issubclass(hint, Part):
+        made = examples(hint)
+        return st.sampled_from(made) if made else st.nothing()
     simple = {
         bool: st.booleans(),
         int: st.integers(-2, 70),
@@ -452,25 +463,30 @@ def strategy(hint: Any) -> st.SearchStrategy[Any]:
     return simple[hint]
 
 
-def required(cls: type[Part]) -> list[str]:
-    missing = dataclasses.MISSING
-    fields = dataclasses.fields(cls)  # type: ignore[arg-type]
-    return [f.name for f in fields if f.default is missing and f.default_factory is missing]
-
-
 @pytest.mark.parametrize("cls", parts(), ids=lambda cls: cls.kind)
 @given(data=st.data())
 def test_every_part_returns_from_json_as_it_was_or_says_what_is_wrong(cls: type[Part], data: st.DataObject) -> None:
     hints = registry.fields(cls)
+    missing = dataclasses.MISSING
+    required = [f.name for f in dataclasses.fields(cls) if f.default is missing and f.default_factory is missing]  # type: ignore[arg-type]
     changed = data.draw(st.sets(st.sampled_from(list(hints)), max_size=2)) if hints else set()
-    values = {name: data.draw(strategy(hints[name]), name) for name in [*required(cls), *sorted(changed)]}
+    values = {name: data.draw(strategy(hints[name]), name) for name in sorted({*required, *changed})}
     try:
         config = cls(**values)
     except PartError as error:
         assert error.where.startswith("config")  # noqa: PT017
         assert error.what  # noqa: PT017
         return
-    again = decode(json.loads(json.dumps(encode(config), allow_nan=False)), cls)
+    assert_returns(config)
+
+
+@pytest.mark.parametrize("name", latelier.recipes.RECIPES)
+def test_every_recipe_returns_from_json_as_it_was(name: str) -> None:
+    assert_returns(latelier.recipes.RECIPES[name]())
+
+
+def assert_returns(config: Part) -> None:
+    again = decode(json.loads(json.dumps(encode(config), allow_nan=False)), type(config))
     assert (again, again.id, hash(again)) == (config, config.id, hash(config))
     for other in (pickle.loads(pickle.dumps(config)), copy.deepcopy(config), dataclasses.replace(config)):
         assert (other, other.id) == (config, config.id)
