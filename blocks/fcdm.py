@@ -41,7 +41,13 @@ class FCDMBlock(nn.Module):
         else:
             scale, gate = rearrange(self.modulate(cond).to(x.dtype), "b (two c) -> two b c 1 1", two=2)
             y = y * (1 + scale)
-        return x + gate * self.pwconv2(self.grn(F.gelu(self.pwconv1(y))))
+        return x + gate * self.pwconv2(self._activate(self.pwconv1(y)))
+
+    def _activate(self, hidden: Map) -> Map:
+        """GELU, then GRN; where nothing is kept for gradients, in the memory of ``hidden``, the largest map by far."""
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return self.grn(F.gelu(hidden))
+        return self.grn(torch.ops.aten.gelu_(hidden), inplace=True)
 
 
 @part("block/fcdm")

@@ -1,7 +1,8 @@
 """Norms over channels and over space.
 
 - RMSNorm: x / sqrt(mean_c x² + eps) (Zhang and Sennrich, arXiv 1910.07467, eq. 4).
-- GRN: gamma·(x·N) + beta + x with N = G / (mean_c G + eps), G = L2 norm over space (ConvNeXt V2, arXiv 2301.00808, alg. 1).
+- GRN: gamma·(x·N) + beta + x with N = G / (mean_c G + eps), G = L2 norm over space (ConvNeXt V2, arXiv 2301.00808,
+  alg. 1).
 
 Means of squares, norms and their quotients are float32; the result has the dtype of the input.
 """
@@ -40,14 +41,16 @@ class ChannelRMSNorm(nn.Module):
 
 def response_norm(x: Map, *, eps: float = 1e-6) -> Tensor:
     """Return N ``[b, c, 1, 1]``, float32: how strong each channel is over the whole map, relative to the others."""
-    # clamped because the root of an exact zero, which a dead channel has after GELU, has an infinite slope
-    power = x.float().square().sum(dim=(2, 3), keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
-    strength = power.sqrt()
+    # not the root of a sum of squares: that makes a squared copy, and no gradient where a channel is dead
+    strength = torch.linalg.vector_norm(x, dim=(2, 3), keepdim=True, dtype=torch.float32)
     return strength / (strength.mean(dim=1, keepdim=True) + eps)
 
 
 class GRN(nn.Module):
-    """Global response normalisation, born as the identity. Its statistics see the whole map: crops change results."""
+    """Global response normalisation, born as the identity. Its statistics see the whole map: crops change results.
+
+    ``inplace`` writes the result over the input.
+    """
 
     def __init__(self, width: int, *, eps: float = 1e-6) -> None:
         super().__init__()
@@ -55,6 +58,7 @@ class GRN(nn.Module):
         self.gamma = nn.Parameter(torch.zeros(1, width, 1, 1))
         self.beta = nn.Parameter(torch.zeros(1, width, 1, 1))
 
-    def forward(self, x: Map) -> Map:
-        scale = 1 + self.gamma * response_norm(x, eps=self.eps)
-        return x * scale.to(x.dtype) + self.beta.to(x.dtype)
+    def forward(self, x: Map, *, inplace: bool = False) -> Map:
+        scale = (1 + self.gamma * response_norm(x, eps=self.eps)).to(x.dtype)
+        beta = self.beta.to(x.dtype)
+        return x.mul_(scale).add_(beta) if inplace else x * scale + beta
