@@ -19,7 +19,9 @@ from latelier.training import crops, loader, sources
 multiprocess = pytest.mark.filterwarnings(
     "ignore:This process .* is multi-threaded:DeprecationWarning", "ignore:This DataLoader will create:UserWarning"
 )
-every_crop = pytest.mark.parametrize("crop", [make() for make in parts(crops.CropConfig)], ids=lambda crop: crop.kind)
+every_crop = pytest.mark.parametrize(
+    "crop", [decode(part.kind, crops.CropConfig) for part in parts(crops.CropConfig)], ids=lambda crop: crop.kind
+)
 
 
 class Pictures:
@@ -228,9 +230,19 @@ def test_a_picture_whose_size_cannot_be_read_stops_the_run_unless_it_may_be_skip
 some = Pictures(*[(20 + i, 34 - i) for i in range(15)])
 
 
-def make(source: Pictures = some, crop: crops.CropConfig | None = None, **settings: int) -> loader.ImageLoader:
-    given = {"resolution": 16, "batch": 4, "seed": 0, "stride": 8} | settings
-    return loader.ImageLoader(source, crop or crops.RandomCropConfig(), **given)
+def make(
+    source: Pictures = some,
+    crop: crops.CropConfig | None = None,
+    *,
+    batch: int = 4,
+    workers: int = 0,
+    rank: int = 0,
+    world: int = 1,
+) -> loader.ImageLoader:
+    crop = crop or crops.RandomCropConfig()
+    return loader.ImageLoader(
+        source, crop, resolution=16, stride=8, seed=0, batch=batch, workers=workers, rank=rank, world=world
+    )
 
 
 @every_crop
