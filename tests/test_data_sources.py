@@ -71,7 +71,9 @@ def test_folders_without_pictures_are_refused_word_for_word(tmp_path: Path) -> N
     empty.mkdir()
     (empty / "notes.txt").write_text("no picture")
     kinds = ".avif, .bmp, .jpeg, .jpg, .png, .tif, .tiff, .webp"
-    assert message(Folder().training) == "data.path: is not given; name a folder of images"
+    assert message(Folder().training) == (
+        "data.path: is not given; name a folder of images (on the command line: --data DIR)"
+    )
     assert message(Folder(path=f"{tmp_path}/none").training) == (
         f"data.path: there is no folder '{tmp_path}/none'; name one that holds images"
     )

@@ -64,7 +64,7 @@ def list_images(folder: str | Path, *, where: str = "data.path") -> list[str]:
     """
     root = Path(folder).expanduser()
     if not os.fspath(folder):
-        raise PartError(where, "is not given; name a folder of images")
+        raise PartError(where, "is not given; name a folder of images (on the command line: --data DIR)")
     if not root.exists():
         raise PartError(where, f"there is no folder {str(folder)!r}; name one that holds images")
     if not root.is_dir():
