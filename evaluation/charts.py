@@ -5,9 +5,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 
-WIDTH, HEIGHT = 360, 210
-LEFT, RIGHT, TOP, BOTTOM = 46, 12, 14, 26
-ROW = 24
+WIDTH, HEIGHT = 360.0, 210.0
+LEFT, RIGHT, TOP, BOTTOM = 46.0, 12.0, 14.0, 26.0
+ROW = 24.0
 MOST_POINTS = 500
 
 Points = Sequence[tuple[float, float]]
@@ -70,7 +70,7 @@ def line_chart(
     """Lines over a common x; ``marks`` are vertical lines with a label, ``level`` is a horizontal one."""
     xs = [x for one in series for x, _ in one.points]
     ys = [y for one in series for _, y in one.points] + ([level] if level is not None else [])
-    x_axis = Axis(*_widened(min(xs), max(xs), 0), LEFT, WIDTH - RIGHT)
+    x_axis = Axis(*_widened(min(xs), max(xs), 0.0), LEFT, WIDTH - RIGHT)
     y_axis = Axis(*_widened(min(ys), max(ys), 0.06, log=log), HEIGHT - BOTTOM, TOP, log)
     body = [*_grid(x_axis, y_axis)]
     if level is not None:
@@ -94,7 +94,7 @@ def pair_chart(
 ) -> str:
     """A row for each (name, value, comparison): a full dot, an open one, and a line between them."""
     values = [v for row in rows for v in row[1:] if v is not None]
-    left, width = 132, 500
+    left, width = 132.0, 500.0
     height = TOP + ROW * len(rows) + BOTTOM
     axis = Axis(*_widened(min(values), max(values), 0.08), left, width - 56)
     body = []
@@ -174,4 +174,4 @@ def _text(x: float, y: float, text: str, style: str) -> str:
 def _svg(title: str, description: str, body: Sequence[str], height: float, *, width: float = WIDTH) -> str:
     head = f"<title>{escape(title)}</title><desc>{escape(description)}</desc>"
     label = escape(f"{title}. {description}", quote=True)
-    return f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{label}">{head}{"".join(body)}</svg>'
+    return f'<svg viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{label}">{head}{"".join(body)}</svg>'

@@ -81,7 +81,7 @@ class _Alignment:
 
     def __init__(self, model: nn.Module, config: TeacherConfig, predict_tokens: PredictTokens | None) -> None:
         self.config, self.predict_tokens = config, predict_tokens
-        self.model, self.teacher = model, config.build().eval()
+        self.model, self.teacher = model, config.build().eval().to(next(model.parameters()).device)
         self.readout: RidgeReadout | None = None
         self.cosines: dict[str, list[float]] = {}
 

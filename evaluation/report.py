@@ -182,9 +182,9 @@ def _each_image(result: Result, baseline: bool) -> str:
         rows = [(row["name"], row["psnr"], row.get("baseline_psnr")) for row in ranked]
         svg = pair_chart("PSNR of each image", rows, unit="dB", description=f"{len(rows)} images, worst first")
     else:
-        curves = [Series([(i + 1, r["psnr"]) for i, r in enumerate(ranked) if r["psnr"] is not None], "smooth")]
+        curves = [Series([(i + 1.0, r["psnr"]) for i, r in enumerate(ranked) if r["psnr"] is not None], "smooth")]
         if baseline:
-            pairs = [(i + 1, r["baseline_psnr"]) for i, r in enumerate(ranked) if r["baseline_psnr"] is not None]
+            pairs = [(i + 1.0, r["baseline_psnr"]) for i, r in enumerate(ranked) if r["baseline_psnr"] is not None]
             curves.insert(0, Series(smoothed(pairs), "compared"))
         svg = line_chart("PSNR of each image", curves, description="Images from worst to best, in dB", x_label="rank")
     return f"<div><h3>PSNR of each image, dB</h3>{key}{svg}</div>"
