@@ -84,11 +84,11 @@ def main() -> None:
         empty.mkdir()
         wheel = build(scratch)
         check_contents(wheel)
-        binaries = install(wheel, scratch / "venv")
+        binaries = install(wheel, scratch / ".venv")  # the name that [tool.pyright] gives the environment
         use(binaries, wheel.name.split("-")[1], empty)
         tested = [folder for folder in ("tests", "benchmarks") if any((ROOT / folder).glob("*.py"))]
         pyright = Path(sys.executable).with_name("pyright")
-        run(pyright, "--warnings", "--pythonpath", binaries / "python", *tested)
+        run(pyright, "--warnings", "--venvpath", scratch, *tested)
 
 
 if __name__ == "__main__":
