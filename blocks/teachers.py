@@ -89,7 +89,13 @@ def _normalised(tokens: Float[Tensor, "b n f"]) -> Float[Tensor, "b n f"]:
 
 @part("teacher/hog")
 class HOGConfig(TeacherConfig):
-    """``cells`` cells a side divide a patch; a normalised value is clipped at ``clip``."""
+    """Histograms of oriented gradients, a token a patch, without weights.
+
+    Attributes:
+        cells: a side, in a patch of ``patch`` pixels.
+        orientations: bins of half a turn.
+        clip: of a normalised value, before the second normalisation.
+    """
 
     patch: int = 16
     cells: int = 2
