@@ -108,6 +108,23 @@ def test_a_block_keeps_shape_and_dtype(
 
 @every_block
 @conditions
+@precisions
+@given(h=sides, w=sides, seed=seeds)
+def test_a_block_computes_the_same_without_gradients_and_leaves_its_inputs_alone(
+    config: BlockConfig, cond: int | None, dtype: torch.dtype, h: int, w: int, seed: int
+) -> None:
+    block = awake(config.build(WIDTH, cond=cond)).to(dtype)
+    inputs = [v.to(dtype) for v in block_inputs(2, h, w, cond=cond, seed=seed)]
+    kept = [v.clone() for v in inputs]
+    learning = block(*inputs)
+    with torch.no_grad():
+        inferring = block(*inputs)
+    assert relative_error(inferring, learning) < {torch.float32: 1e-5, torch.bfloat16: 0.02}[dtype]
+    assert all(torch.equal(v, k) for v, k in zip(inputs, kept, strict=True))
+
+
+@every_block
+@conditions
 @given(h=sides, w=sides, seed=seeds)
 def test_images_of_a_batch_do_not_see_each_other(
     config: BlockConfig, cond: int | None, h: int, w: int, seed: int
