@@ -4,7 +4,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -23,14 +23,16 @@ app = typer.Typer(
 )
 
 RecipeName = Annotated[
-    str, typer.Argument(help="a name from `latelier list`, ./file.py:function, or a JSON or YAML file", metavar="RECIPE")
+    str,
+    typer.Argument(help="a name from `latelier list`, ./file.py:function, or a JSON or YAML file", metavar="RECIPE"),
 ]
 Settings = Annotated[
-    Optional[list[str]], typer.Option("--set", help="change a field: model.encoder.depth=8 (repeatable)", metavar="A.B=C")
+    list[str] | None,
+    typer.Option("--set", help="change a field: model.encoder.depth=8 (repeatable)", metavar="A.B=C"),
 ]
-Device = Annotated[Optional[str], typer.Option(help="cpu, cuda, cuda:1, ...; default: CUDA where there is one")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; default: CUDA where there is one")]
 DataFolder = Annotated[
-    Optional[Path], typer.Option("--data", help="folder of images, any depth, in place of the recipe's data")
+    Path | None, typer.Option("--data", help="folder of images, any depth, in place of the recipe's data")
 ]
 
 
@@ -96,7 +98,7 @@ def train(
     recipe: RecipeName,
     data: DataFolder = None,
     settings: Settings = None,
-    out: Annotated[Optional[Path], typer.Option(help="run folder; default: runs/RECIPE")] = None,
+    out: Annotated[Path | None, typer.Option(help="run folder; default: runs/RECIPE")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on from the newest checkpoint in --out")] = False,
     device: Device = None,
     workers: Annotated[int, typer.Option(help="processes that read images")] = 0,
@@ -118,7 +120,7 @@ def eval_command(
     model: Annotated[str, typer.Argument(help="a run folder, a model folder or file, or a hub id", metavar="RUN")],
     data: DataFolder = None,
     out: Annotated[
-        Optional[Path], typer.Option(help="folder for the JSON; default: RUN/evaluation, or evaluation")
+        Path | None, typer.Option(help="folder for the JSON; default: RUN/evaluation, or evaluation")
     ] = None,
     device: Device = None,
 ) -> None:
@@ -235,9 +237,7 @@ def _load(name: str, device: str | None) -> tuple[Any, Any]:
     return load(name, device=device), None
 
 
-def _evaluate(
-    name: str, data: Path | None, out: Path | None, device: str | None
-) -> list[tuple[Path, dict[str, Any]]]:
+def _evaluate(name: str, data: Path | None, out: Path | None, device: str | None) -> list[tuple[Path, dict[str, Any]]]:
     from .evaluation import ArchetypePSNRConfig, evaluate, save_result
 
     model, run = _load(name, device)

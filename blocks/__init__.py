@@ -6,6 +6,7 @@ if __name__ != "latelier.blocks":  # Python was started inside the checkout and 
 from .dit import DiTBlock, DiTBlockConfig
 from .draws import Draws, address
 from .fcdm import FCDMBlock, FCDMBlockConfig
+from .flux2 import Flux2Latents, Flux2LatentsConfig
 from .heads import NoisyLatentHead, NoisyLatentHeadConfig
 from .latent_norm import NoNormConfig, WhiteningConfig, dewhiten, whiten
 from .losses import (
@@ -47,6 +48,7 @@ from .slots import (
     TimesConfig,
 )
 from .stack import SkipDecoder, SkipDecoderConfig, StackEncoder, StackEncoderConfig
+from .teachers import HOG, HOGConfig
 from .time import TimeEmbedding, sinusoids
 from .vp import (
     Beta22TimesConfig,
@@ -58,6 +60,11 @@ from .vp import (
 )
 
 __all__ = [
+    "GRIDS",
+    "GRN",
+    "HOG",
+    "MLP",
+    "SAMPLERS",
     "AdaLN",
     "Beta22TimesConfig",
     "BlockConfig",
@@ -72,13 +79,13 @@ __all__ = [
     "FCDMBlock",
     "FCDMBlockConfig",
     "FamilyConfig",
-    "GRIDS",
-    "GRN",
+    "Flux2Latents",
+    "Flux2LatentsConfig",
+    "HOGConfig",
     "HeadConfig",
     "ImageSource",
     "LatentNormConfig",
     "LowRankDelta",
-    "MLP",
     "NoNormConfig",
     "NoisyLatentHead",
     "NoisyLatentHeadConfig",
@@ -92,7 +99,6 @@ __all__ = [
     "PosteriorHead",
     "ProtocolConfig",
     "RateConfig",
-    "SAMPLERS",
     "ScheduleConfig",
     "SkipDecoder",
     "SkipDecoderConfig",

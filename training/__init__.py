@@ -1,7 +1,83 @@
 """Running recipes: data, stages, the loop, checkpoints."""
 
-from .engine import TrainingError, train
-from .recipe import Recipe, StageConfig
-from .runs import Run, load_run
+from .checkpoints import Checkpoint, Checkpoints, Position, optimiser_tensors, restore_optimiser
+from .crops import BucketCropConfig, CropConfig, NativeCropConfig, RandomCropConfig, bucket_shapes
+from .ema import Average
+from .engine import Objective, Trainer, TrainingError, train, trainable_names
+from .loader import Batch, ImageLoader, held_out_crops
+from .objectives import (
+    AlignmentConfig,
+    InverseVarianceConfig,
+    LatentEnergyConfig,
+    LatentRegressionConfig,
+    LatentScaleConfig,
+    VarianceExpansionConfig,
+    VPReconstructionConfig,
+)
+from .optimisers import AdamWConfig, ConstantRateConfig, CosineRateConfig, TrapezoidRateConfig
+from .order import Group, Order, Shuffled, permutation
+from .progress import ProgressWatcher
+from .recipe import Recipe, StageConfig, differences
+from .records import Records, Watcher, read_records
+from .runs import Run, is_run, load_run, read_recipe
+from .sources import FolderDataConfig, FolderSource, PhotographsConfig, PhotographSource, list_images
+from .starts import PCAStartConfig, StartConfig, WeightsConfig
+from .world import World, join
 
-__all__ = ["Recipe", "Run", "StageConfig", "TrainingError", "load_run", "train"]
+__all__ = [
+    "AdamWConfig",
+    "AlignmentConfig",
+    "Average",
+    "Batch",
+    "BucketCropConfig",
+    "Checkpoint",
+    "Checkpoints",
+    "ConstantRateConfig",
+    "CosineRateConfig",
+    "CropConfig",
+    "FolderDataConfig",
+    "FolderSource",
+    "Group",
+    "ImageLoader",
+    "InverseVarianceConfig",
+    "LatentEnergyConfig",
+    "LatentRegressionConfig",
+    "LatentScaleConfig",
+    "NativeCropConfig",
+    "Objective",
+    "Order",
+    "PCAStartConfig",
+    "PhotographSource",
+    "PhotographsConfig",
+    "Position",
+    "ProgressWatcher",
+    "RandomCropConfig",
+    "Recipe",
+    "Records",
+    "Run",
+    "Shuffled",
+    "StageConfig",
+    "StartConfig",
+    "Trainer",
+    "TrainingError",
+    "TrapezoidRateConfig",
+    "VPReconstructionConfig",
+    "VarianceExpansionConfig",
+    "Watcher",
+    "WeightsConfig",
+    "World",
+    "bucket_shapes",
+    "differences",
+    "held_out_crops",
+    "is_run",
+    "join",
+    "list_images",
+    "load_run",
+    "optimiser_tensors",
+    "permutation",
+    "read_recipe",
+    "read_records",
+    "restore_optimiser",
+    "train",
+    "trainable_names",
+]

@@ -67,16 +67,15 @@ class Checkpoints:
         return path
 
     def settle(self, position: Position) -> None:
-        """Bring the folder in line with ``position``: the best is named so, older ones and leftovers are gone."""
+        """Bring the folder in line with ``position``: the best is named so, older ones are gone."""
         if position.best_total == position.total:
             spare = self.folder / f".{BEST}.part"
             spare.unlink(missing_ok=True)
             os.link(self.path(position.total), spare)
             os.replace(spare, self.folder / BEST)
+            spare.unlink(missing_ok=True)  # renaming onto a link to the same file does nothing
         for old in self.all()[: -self.keep]:
             old.unlink()
-        for leftover in self.folder.glob(".*.part"):
-            leftover.unlink()
 
     def latest(self) -> Checkpoint | None:
         """The newest checkpoint, or None.

@@ -26,7 +26,7 @@ from .checkpoints import Checkpoint, Checkpoints, Position, optimiser_tensors, r
 from .ema import Average
 from .loader import ImageLoader, held_out_crops
 from .recipe import Recipe, StageConfig
-from .records import Records, Silent, Watcher
+from .records import Records, Watcher
 from .world import World, join
 
 MODEL, TERMS, RECIPE = "model", "objective.safetensors", "recipe.json"
@@ -70,11 +70,13 @@ def train(
         world.wait()
         if world.leads:
             folder.mkdir(parents=True, exist_ok=True)
+            for half_written in folder.rglob(".*.part"):
+                half_written.unlink()
             if latest is not None:
                 checkpoints.settle(latest.position)
             write_atomically(folder / RECIPE, json.dumps(encode(recipe), indent=2) + "\n")
         world.wait()
-        trainer = Trainer(recipe, folder, world, checkpoints, workers=workers, watcher=watcher or Silent())
+        trainer = Trainer(recipe, folder, world, checkpoints, workers=workers, watcher=watcher or Watcher())
         return trainer.run(latest, tensorboard=tensorboard)
 
 
@@ -120,7 +122,13 @@ class Trainer:
             torch.manual_seed(address(recipe.seed, "birth"))
             self.model = recipe.model.build().to(world.device)
         self.teacher = None if recipe.teacher is None else recipe.teacher.build().to(world.device).eval()
-        self.source = recipe.data.training()
+        self.source, self.held_out = recipe.data.training(), recipe.data.held_out()
+        for stage in recipe.stages:
+            if stage.batch % (stage.accumulate * world.size):
+                raise ValueError(
+                    f"stage {stage.name!r}: a batch of {stage.batch} does not divide into {stage.accumulate} parts on "
+                    f"each of {world.size} processes"
+                )
         self.average: Average
         self.total_steps = sum(stage.steps for stage in recipe.stages)
         self.objective: Objective
@@ -175,9 +183,7 @@ class Trainer:
     def _run_stage(self, stage: StageConfig, position: Position, records: Records | None) -> Position:
         module: nn.Module = self.objective
         if self.world.size > 1:
-            module = DistributedDataParallel(
-                self.objective, broadcast_buffers=False, find_unused_parameters=True
-            )
+            module = DistributedDataParallel(self.objective, broadcast_buffers=False, find_unused_parameters=True)
         rates = [group["lr"] for group in self.optimiser.param_groups]
         loader = self._loader(stage, "data", workers=self.workers)
         parts = stage.accumulate
@@ -299,10 +305,10 @@ class Trainer:
     def _validate(self, stage: StageConfig) -> float:
         """Objective of the averaged weights on held-out crops, with the same random numbers every time."""
         objective = self.objective
-        objective.model, held_out = self.average.model, self.recipe.data.held_out()
+        objective.model = self.average.model
         try:
             losses, count = 0.0, 0
-            for images in held_out_crops(held_out, resolution=stage.resolution, batch=_local(stage, self.world)):
+            for images in held_out_crops(self.held_out, resolution=stage.resolution, batch=max(1, stage.batch // 4)):
                 images = images.to(self.world.device)
                 draws = Draws(
                     address(self.recipe.seed, "validation"),
@@ -386,7 +392,3 @@ def trainable_names(model: nn.Module, stage: StageConfig) -> set[str]:
 
 def _short(kind: str) -> str:
     return kind.partition("/")[2]
-
-
-def _local(stage: StageConfig, world: World) -> int:
-    return max(1, stage.batch // world.size)

@@ -119,9 +119,7 @@ class InverseVarianceConfig(ObjectiveConfig):
     delta: float = 1e-6
 
     def build(self, model: FamilyConfig, teacher: TeacherConfig | None) -> PosteriorTerm:
-        return PosteriorTerm(
-            self.kind, lambda posterior: losses.inverse_variance(posterior.logsnr, delta=self.delta)
-        )
+        return PosteriorTerm(self.kind, lambda posterior: losses.inverse_variance(posterior.logsnr, delta=self.delta))
 
 
 @part("objective/latent_scale")

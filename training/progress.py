@@ -15,11 +15,13 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from .records import Watcher
+
 LINES = 20
 """Lines that a whole run prints where there is no terminal."""
 
 
-class ProgressWatcher:
+class ProgressWatcher(Watcher):
     """Draws a run on ``console``; use it as a context."""
 
     def __init__(self, console: Console) -> None:

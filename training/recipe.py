@@ -110,5 +110,3 @@ def differences(ours: object, theirs: object, *, where: str = "config") -> list[
         a, b = (x.kind if isinstance(x, Part) else x for x in (ours, theirs))
         return [] if ours == theirs else [f"{where}: {a!r}, not {b!r}"]
     return [line for path, a, b in pairs for line in differences(a, b, where=path)]
-
-

@@ -7,36 +7,24 @@ was killed and resumed are byte for byte those of one that was not.
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from ..families.files import write_atomically
 
 METRICS, TIMING = "metrics.jsonl", "timing.jsonl"
 
 
-class Watcher(Protocol):
-    """Hears of the progress of a run; the command line draws it, notebooks may ignore it."""
-
-    def start(self, recipe: Any, *, done: int, total: int) -> None: ...
-
-    def step(self, total: int, values: Mapping[str, float] | None) -> None:
-        """``total`` steps are done; ``values`` are the metrics of this step where they were recorded."""
-        ...
-
-    def say(self, text: str) -> None: ...
-
-
-class Silent:
-    """A watcher that keeps quiet."""
+class Watcher:
+    """Hears of the progress of a run. This one keeps quiet; the command line has one that draws."""
 
     def start(self, recipe: Any, *, done: int, total: int) -> None:
-        return
+        """``done`` of ``total`` steps were done by the run that this one continues."""
 
     def step(self, total: int, values: Mapping[str, float] | None) -> None:
-        return
+        """``total`` steps are done; ``values`` are the metrics of the last one where they were recorded."""
 
     def say(self, text: str) -> None:
-        return
+        """Something that a person should know."""
 
 
 class Records:

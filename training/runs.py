@@ -54,5 +54,3 @@ def load_run(folder: str | Path, *, device: str | torch.device = "cpu") -> Run:
     assign(terms, tensors, where=str(folder / TERMS))
     heads = [term.predict_tokens for term in terms.to(device).eval().values() if hasattr(term, "predict_tokens")]
     return Run(folder, recipe, model, heads[0] if heads else None)
-
-

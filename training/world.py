@@ -41,7 +41,9 @@ def join(device: str | torch.device | None = None) -> Iterator[World]:
 
     ``device`` defaults to the CUDA device of this process's local rank, else to the CPU.
     """
-    size, rank, local = (int(os.environ.get(name, d)) for name, d in (("WORLD_SIZE", 1), ("RANK", 0), ("LOCAL_RANK", 0)))
+    size, rank, local = (
+        int(os.environ.get(name, d)) for name, d in (("WORLD_SIZE", 1), ("RANK", 0), ("LOCAL_RANK", 0))
+    )
     if device is None:
         device = f"cuda:{local}" if torch.cuda.is_available() else "cpu"
     device = torch.device(device)
