@@ -1,6 +1,10 @@
-"""Measuring models: protocols, yardsticks, latent statistics, reports."""
+"""Measuring models: protocols, yardsticks, latent statistics, pictures, reports."""
 
+from .latents import LatentStatistics, PosteriorStatistics
+from .linear import PatchPCA, RidgeReadout, token_cosine
 from .measure import evaluate
+from .metrics import psnr, ssim
+from .pictures import difference, latent_colours, to_picture
 from .protocols import ArchetypePSNRConfig
 from .reconstruct import reconstruct_files
 from .report import write_report
@@ -8,10 +12,20 @@ from .results import load_result, results_table, save_result
 
 __all__ = [
     "ArchetypePSNRConfig",
+    "LatentStatistics",
+    "PatchPCA",
+    "PosteriorStatistics",
+    "RidgeReadout",
+    "difference",
     "evaluate",
+    "latent_colours",
     "load_result",
+    "psnr",
     "reconstruct_files",
     "results_table",
     "save_result",
+    "ssim",
+    "to_picture",
+    "token_cosine",
     "write_report",
 ]

@@ -113,11 +113,12 @@ def _header(title: str, result: Result, metrics: Sequence[dict[str, Any]], secon
     if steps is not None and seconds is not None:
         figures.append((_duration(seconds), f"of training, {_thousands(steps)} steps"))
     grid = 256 // model["stride"]
+    shape = f"{latents['channels']} × {grid} × {grid}".replace(" ", "\N{NO-BREAK SPACE}")
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
     facts = [
         ("Model", f"{model['kind']} ({model['id']})"),
         ("Recipe", f"{result['recipe']['name']} ({result['recipe']['id']})" if result["recipe"] else ""),
-        ("Latent", f"{latents['channels']} × {grid} × {grid} for an image of 256 × 256 pixels"),
+        ("Latent", f"{shape} for an image of 256 × 256 pixels"),
         ("Protocol", f"{result['protocol']['name']} ({result['protocol']['id']})"),
         ("Images", f"{images['n']} ({images['id']})"),
         ("Measured", f"{_date(result['measured'])}, {result['dtype']} on {result['device']}"),
@@ -126,7 +127,7 @@ def _header(title: str, result: Result, metrics: Sequence[dict[str, Any]], secon
     return (
         f'<p class="kicker">latelier, report of a run</p><h1>{escape(title)}</h1>'
         f'<p class="lead">An image autoencoder: 256 × 256 pixels in three colours become a latent of '
-        f"{latents['channels']} × {grid} × {grid} numbers, and pixels again. "
+        f"{shape} numbers, and pixels again. "
         f"Measured on {_count(images['n'], 'image')} kept out of its training.</p>"
         + page.headline(figures)
         + page.facts(facts)

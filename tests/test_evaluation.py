@@ -19,22 +19,27 @@ from hypothesis import given
 from rich.console import Console
 from torch import nn
 
-from latelier.blocks.fcdm import FCDMBlockConfig
-from latelier.blocks.posterior import EncoderPosterior
-from latelier.blocks.registry import PartError, decode, encode
-from latelier.blocks.slots import ImageSource, Measured
-from latelier.blocks.stack import SkipDecoderConfig, StackEncoderConfig
-from latelier.blocks.teachers import HOGConfig
+from latelier.blocks import (
+    EncoderPosterior,
+    FCDMBlockConfig,
+    HOGConfig,
+    ImageSource,
+    PartError,
+    SkipDecoderConfig,
+    StackEncoderConfig,
+    decode,
+    encode,
+)
 from latelier.evaluation import (
     ArchetypePSNRConfig,
     evaluate,
     load_result,
+    reconstruct,
     reconstruct_files,
+    results,
     results_table,
     save_result,
 )
-from latelier.evaluation.reconstruct import pad_to_multiple
-from latelier.evaluation.results import file_name
 from latelier.families import DiffAEConfig, SemDisDiffAE
 
 TINY = DiffAEConfig(
@@ -176,7 +181,7 @@ def test_measuring_leaves_the_model_and_the_generator_as_they_were() -> None:
 
 
 def test_a_visitor_sees_every_image_once() -> None:
-    seen: list[Measured] = []
+    seen: list[Any] = []
     found = ArchetypePSNRConfig().measure(tiny(), HELD_OUT, visit=seen.append)
     assert [m.index for m in seen] == [0, 1, 2]
     assert {m.total for m in seen} == {3}
@@ -328,7 +333,7 @@ def test_results_survive_the_disk(result: dict[str, Any], tmp_path: Path) -> Non
 def test_results_of_other_settings_do_not_replace_each_other(tmp_path: Path) -> None:
     protocol = ArchetypePSNRConfig(quantise=True)
     path = save_result(evaluate(Shifted(0.1), HELD_OUT, protocol=protocol), tmp_path)
-    assert path.name == file_name(protocol) == f"archetype_psnr-{protocol.id}.json"
+    assert path.name == results.file_name(protocol) == f"archetype_psnr-{protocol.id}.json"
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"protocol": {}}', "\xff"])
@@ -399,7 +404,9 @@ def test_a_table_of_nothing_is_refused() -> None:
 def test_padding_mirrors_until_sizes_divide(h: int, w: int, multiple: int) -> None:
     image = torch.randn(1, 3, h, w)
     pad = ((0, 0), (0, 0), (0, -h % multiple), (0, -w % multiple))
-    np.testing.assert_array_equal(pad_to_multiple(image, multiple).numpy(), np.pad(image.numpy(), pad, mode="reflect"))
+    np.testing.assert_array_equal(
+        reconstruct.pad_to_multiple(image, multiple).numpy(), np.pad(image.numpy(), pad, mode="reflect")
+    )
 
 
 def test_files_of_any_size_come_back_at_that_size(tmp_path: Path) -> None:

@@ -8,9 +8,18 @@ import pytest
 import torch
 from hypothesis import given
 
-from latelier.evaluation.latents import LatentStatistics, PosteriorStatistics, evenly_spaced
-from latelier.evaluation.linear import PatchPCA, RidgeReadout, token_cosine
-from latelier.evaluation.pictures import difference, latent_colours, principal_axes, to_picture
+from latelier.evaluation import (
+    LatentStatistics,
+    PatchPCA,
+    PosteriorStatistics,
+    RidgeReadout,
+    difference,
+    latent_colours,
+    latents,
+    pictures,
+    to_picture,
+    token_cosine,
+)
 
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -122,7 +131,7 @@ def test_statistics_of_nothing_are_refused() -> None:
 
 @given(total=st.integers(1, 200), most=st.integers(1, 80))
 def test_evenly_spaced_indices_are_distinct_and_in_range(total: int, most: int) -> None:
-    found = list(evenly_spaced(total, most))
+    found = list(latents.evenly_spaced(total, most))
     assert len(found) == min(total, most)
     assert found == sorted(set(found))
     assert found[0] == 0
@@ -223,7 +232,7 @@ def test_tokens_that_are_zero_have_no_cosine() -> None:
 
 def test_axes_are_orthonormal_and_signed_by_their_largest_loading() -> None:
     rows = normal(200, 6).double() * torch.tensor([1, 5, 2, 4, 3, 0.5])
-    axes = principal_axes(rows - rows.mean(0), 3)
+    axes = pictures.principal_axes(rows - rows.mean(0), 3)
     torch.testing.assert_close(axes.T @ axes, torch.eye(3, dtype=torch.float64))
     assert (axes.gather(0, axes.abs().argmax(dim=0, keepdim=True)) > 0).all()
     assert axes.abs().argmax(dim=0).tolist() == [1, 3, 4]

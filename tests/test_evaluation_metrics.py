@@ -11,8 +11,7 @@ import torch
 from hypothesis import given
 from torchmetrics.functional.image import peak_signal_noise_ratio
 
-from latelier.evaluation.metrics import pooled_psnr, psnr, squared_error, ssim, summary
-from latelier.evaluation.protocols import totals
+from latelier.evaluation import metrics, protocols, psnr, ssim
 
 
 def images(b: int, h: int, w: int, *, seed: int = 0) -> torch.Tensor:
@@ -21,7 +20,7 @@ def images(b: int, h: int, w: int, *, seed: int = 0) -> torch.Tensor:
 
 def rows(reconstruction: torch.Tensor, original: torch.Tensor) -> list[dict[str, Any]]:
     values = psnr(reconstruction, original, data_range=2).tolist()
-    errors = squared_error(reconstruction, original).tolist()
+    errors = metrics.squared_error(reconstruction, original).tolist()
     height, width = original.shape[2:]
     return [
         {"name": f"{i}", "height": height, "width": width, "psnr": v, "ssim": 0.5, "mse": e}
@@ -45,7 +44,7 @@ def test_psnr_clamps_the_reconstruction() -> None:
 def test_the_pooled_psnr_differs_from_the_mean_by_a_known_amount() -> None:
     original = torch.zeros(2, 3, 16, 16)
     reconstruction = original + torch.tensor([0.2, 0.02])[:, None, None, None]  # 20 and 40 dB
-    found = totals(rows(reconstruction, original))["psnr"]
+    found = protocols.totals(rows(reconstruction, original))["psnr"]
     assert found["mean"] == pytest.approx(30, abs=1e-5)
     assert found["pooled"] == pytest.approx(10 * math.log10(4 / ((0.04 + 0.0004) / 2)), abs=1e-5)
     whole_set = peak_signal_noise_ratio(reconstruction, original, data_range=2.0).item()
@@ -55,7 +54,7 @@ def test_the_pooled_psnr_differs_from_the_mean_by_a_known_amount() -> None:
 def test_the_pooled_psnr_weighs_images_by_their_pixels() -> None:
     small = {"mse": 0.04, "height": 1, "width": 2}
     large = {"mse": 0.01, "height": 4, "width": 2}
-    assert pooled_psnr([small, large], data_range=2) == pytest.approx(10 * math.log10(4 / ((0.08 + 0.08) / 10)))
+    assert metrics.pooled_psnr([small, large], data_range=2) == pytest.approx(10 * math.log10(4 / ((0.08 + 0.08) / 10)))
 
 
 @pytest.mark.parametrize("parts", [1, 2, 3])
@@ -63,22 +62,22 @@ def test_parts_of_a_set_in_any_order_give_the_numbers_of_the_whole(parts: int) -
     original, reconstruction = images(7, 12, 12), images(7, 12, 12, seed=1)
     all_rows = rows(reconstruction, original)
     gathered = [row for part in reversed(range(parts)) for row in all_rows[part::parts]]
-    assert totals(gathered) == totals(all_rows)
+    assert protocols.totals(gathered) == protocols.totals(all_rows)
 
 
 def test_perfect_reconstructions_are_counted_and_kept_out_of_the_mean() -> None:
-    found = summary([30.0, None, 32.0])
+    found = metrics.summary([30.0, None, 32.0])
     assert found["infinite"] == 1
     assert found["n"] == 3
     assert found["mean"] == 31.0
-    assert summary([None]) == {"n": 1, "infinite": 1} | dict.fromkeys(
+    assert metrics.summary([None]) == {"n": 1, "infinite": 1} | dict.fromkeys(
         ("mean", "std", "median", "p5", "p95", "min", "max")
     )
 
 
 def test_a_summary_is_that_of_numpy() -> None:
     values = images(1, 5, 5).flatten().tolist()
-    found = summary(values)
+    found = metrics.summary(values)
     for key, expected in (
         ("mean", np.mean(values)),
         ("std", np.std(values)),

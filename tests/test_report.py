@@ -15,14 +15,17 @@ import pytest
 import torch
 from hypothesis import given
 
-from latelier.blocks.fcdm import FCDMBlockConfig
-from latelier.blocks.stack import SkipDecoderConfig, StackEncoderConfig
-from latelier.blocks.teachers import HOGConfig
-from latelier.evaluation import ArchetypePSNRConfig, evaluate, gallery, save_result, write_report
-from latelier.evaluation.charts import Series, line_chart, log_ticks, nice_ticks, pair_chart, short, smoothed, thinned
-from latelier.evaluation.gallery import chosen
-from latelier.evaluation.page import POLICY
-from latelier.evaluation.report import elapsed
+from latelier.blocks import FCDMBlockConfig, HOGConfig, SkipDecoderConfig, StackEncoderConfig
+from latelier.evaluation import (
+    ArchetypePSNRConfig,
+    charts,
+    evaluate,
+    gallery,
+    page,
+    report,
+    save_result,
+    write_report,
+)
 from latelier.families import DiffAEConfig, SemDisDiffAE
 
 NAMES = ('<b>bold & "quoted"</b>.png', "lake.jpg", "a/rather/long/path/to/a/picture/of/a/lake.jpg")
@@ -115,7 +118,7 @@ def finished(run: Path, *, images: Noise) -> Path:
 
 
 @pytest.fixture(scope="module")
-def report(tmp_path_factory: pytest.TempPathFactory) -> str:
+def written(tmp_path_factory: pytest.TempPathFactory) -> str:
     run, images = tmp_path_factory.mktemp("run"), Noise(NAMES)
     path = write_report(finished(run, images=images), tiny(), images)
     assert path == run / "report.html"
@@ -129,36 +132,36 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> str:
     return path.read_text(encoding="utf-8")
 
 
-def test_a_report_asks_nothing_of_a_network(report: str) -> None:
-    assert not re.findall(r"(?:https?:)?//[\w.-]+\.\w+", re.sub(r"base64,[\w+/=]+", "", report))
-    assert "url(" not in report
-    page = Page(report)
-    for _, attributes in page.elements:
+def test_a_report_asks_nothing_of_a_network(written: str) -> None:
+    assert not re.findall(r"(?:https?:)?//[\w.-]+\.\w+", re.sub(r"base64,[\w+/=]+", "", written))
+    assert "url(" not in written
+    made = Page(written)
+    for _, attributes in made.elements:
         assert not {"href", "srcset", "action", "data", "poster"} & attributes.keys()
         assert (attributes.get("src") or "data:").startswith("data:")
-    assert {"http-equiv": "Content-Security-Policy", "content": POLICY} in page.of("meta")
-    assert not page.of("link")
+    assert {"http-equiv": "Content-Security-Policy", "content": page.POLICY} in made.of("meta")
+    assert not made.of("link")
 
 
-def test_every_picture_and_chart_has_words(report: str) -> None:
-    page = Page(report)
-    shown = [image for image in page.of("img") if "src" in image]
+def test_every_picture_and_chart_has_words(written: str) -> None:
+    made = Page(written)
+    shown = [image for image in made.of("img") if "src" in image]
     assert len(shown) == 4 * len(NAMES)
     assert all(image["alt"] for image in shown)
-    assert all(chart["aria-label"] for chart in page.of("svg"))
-    assert page.of("html") == [{"lang": "en"}]
+    assert all(chart["aria-label"] for chart in made.of("svg"))
+    assert made.of("html") == [{"lang": "en"}]
 
 
-def test_names_are_text_and_never_markup(report: str) -> None:
-    page = Page(report)
-    assert NAMES[0] in page.text
-    assert "<tiny>" in page.text
-    assert "<b>bold" not in report
-    assert f"Original of {NAMES[0]}" in [image["alt"] for image in page.of("img")]
+def test_names_are_text_and_never_markup(written: str) -> None:
+    made = Page(written)
+    assert NAMES[0] in made.text
+    assert "<tiny>" in made.text
+    assert "<b>bold" not in written
+    assert f"Original of {NAMES[0]}" in [image["alt"] for image in made.of("img")]
 
 
-def test_a_report_says_what_was_measured_and_how(report: str) -> None:
-    text = Page(report).text
+def test_a_report_says_what_was_measured_and_how(written: str) -> None:
+    text = Page(written).text
     assert "mean PSNR of 3 held-out images" in text
     assert "against linear PCA" in text
     assert "6 × 64 × 64 for an image of 256 × 256 pixels" in text
@@ -170,14 +173,14 @@ def test_a_report_says_what_was_measured_and_how(report: str) -> None:
     assert "recipe/staged" in text
 
 
-def test_every_recorded_term_is_drawn(report: str) -> None:
-    page = Page(report)
-    labels = " ".join(chart["aria-label"] or "" for chart in page.of("svg"))
+def test_every_recorded_term_is_drawn(written: str) -> None:
+    made = Page(written)
+    labels = " ".join(chart["aria-label"] or "" for chart in made.of("svg"))
     for title in ("Loss", "VP reconstruction", "Alignment", "Rate"):
         assert f"{title}. From " in labels
-    assert "Dots: on held-out crops, 0.25 at the end." in page.text
-    assert "Loss (logarithmic)" in page.text
-    assert "polish" in page.text
+    assert "Dots: on held-out crops, 0.25 at the end." in made.text
+    assert "Loss (logarithmic)" in made.text
+    assert "polish" in made.text
 
 
 def test_many_or_large_pictures_are_compressed_until_the_page_is_small(
@@ -186,25 +189,25 @@ def test_many_or_large_pictures_are_compressed_until_the_page_is_small(
     images = Noise([f"{i}" for i in range(5)], side=64)
     run = finished(tmp_path, images=images)
     monkeypatch.setattr(gallery, "MOST_BYTES", 60_000)
-    page = write_report(run, tiny(), images, most=3).read_text(encoding="utf-8")
-    assert "3 of 5 images. Worst first." in Page(page).text
-    assert re.search(r"compressed for this page \(WebP, quality \d\d\)", page)
+    made = write_report(run, tiny(), images, most=3).read_text(encoding="utf-8")
+    assert "3 of 5 images. Worst first." in Page(made).text
+    assert re.search(r"compressed for this page \(WebP, quality \d\d\)", made)
 
 
 def test_a_report_of_an_evaluation_alone_is_shorter(tmp_path: Path) -> None:
     images = Noise(["a"])
     save_result(evaluate(tiny(), images), tmp_path / "evaluation")
-    page = Page(write_report(tmp_path, tiny(), images).read_text(encoding="utf-8"))
-    assert "Training" not in page.words
-    assert "Recipe" not in page.words
-    assert "linear baseline" not in page.text
+    made = Page(write_report(tmp_path, tiny(), images).read_text(encoding="utf-8"))
+    assert "Training" not in made.words
+    assert "Recipe" not in made.words
+    assert "linear baseline" not in made.text
 
 
 def test_more_images_than_rows_are_drawn_as_a_curve(tmp_path: Path) -> None:
     images = Noise([f"{i}" for i in range(45)])
-    page = Page(write_report(finished(tmp_path, images=images), tiny(), images).read_text(encoding="utf-8"))
-    assert "PSNR of each image. Images from worst to best, in dB" in [c["aria-label"] for c in page.of("svg")]
-    assert "12 of 45 images. Worst first." in page.text
+    made = Page(write_report(finished(tmp_path, images=images), tiny(), images).read_text(encoding="utf-8"))
+    assert "PSNR of each image. Images from worst to best, in dB" in [c["aria-label"] for c in made.of("svg")]
+    assert "12 of 45 images. Worst first." in made.text
 
 
 def test_a_run_that_was_not_measured_so_is_refused(tmp_path: Path) -> None:
@@ -232,42 +235,42 @@ def test_a_run_that_was_not_measured_so_is_refused(tmp_path: Path) -> None:
 
 def test_the_worst_images_come_first_and_others_are_spread() -> None:
     rows: list[dict[str, Any]] = [{"name": str(i), "psnr": float(i)} for i in range(10)]
-    assert chosen(rows[::-1], 20) == [str(i) for i in range(10)]
-    assert chosen(rows[::-1], 4) == ["0", "1", "5", "9"]
-    assert chosen([{"name": "perfect", "psnr": None}, *rows[:1]], 5) == ["0", "perfect"]
+    assert gallery.chosen(rows[::-1], 20) == [str(i) for i in range(10)]
+    assert gallery.chosen(rows[::-1], 4) == ["0", "1", "5", "9"]
+    assert gallery.chosen([{"name": "perfect", "psnr": None}, *rows[:1]], 5) == ["0", "perfect"]
 
 
 @pytest.mark.parametrize(
     ("seconds", "total"), [([], None), ([1.0, 2.0], 2.0), ([5.0, 9.0, 2.0, 4.0, 1.0], 14.0), ([3.0, 3.0], 3.0)]
 )
 def test_the_clock_adds_sittings_up(seconds: list[float], total: float | None) -> None:
-    assert elapsed([{"step": i, "seconds": s} for i, s in enumerate(seconds)]) == total
+    assert report.elapsed([{"step": i, "seconds": s} for i, s in enumerate(seconds)]) == total
 
 
 @given(slope=st.floats(-3, 3), n=st.integers(1, 300))
 def test_smoothing_leaves_a_straight_line_alone(slope: float, n: int) -> None:
     line = [(float(x), slope * x + 1) for x in range(n)]
-    np.testing.assert_allclose(smoothed(line), line, atol=1e-9)
+    np.testing.assert_allclose(charts.smoothed(line), line, atol=1e-9)
 
 
 @given(n=st.integers(1, 5000))
 def test_thinning_keeps_both_ends(n: int) -> None:
     points = [(float(x), 0.0) for x in range(n)]
-    found = thinned(points, 100)
+    found = charts.thinned(points, 100)
     assert len(found) <= 101
     assert (found[0], found[-1]) == (points[0], points[-1])
 
 
 @given(low=st.floats(-1e6, 1e6), span=st.floats(1e-6, 1e6))
 def test_ticks_are_few_and_inside(low: float, span: float) -> None:
-    ticks = list(nice_ticks(low, low + span))
+    ticks = list(charts.nice_ticks(low, low + span))
     assert 2 <= len(ticks) <= 6
     assert all(low - 1e-6 * span <= tick <= low + (1 + 1e-6) * span for tick in ticks)
 
 
 def test_logarithmic_ticks_are_decades_or_finer() -> None:
-    assert list(log_ticks(0.9, 30.0)) == pytest.approx([1, 2, 5, 10, 20])
-    assert list(log_ticks(1e-4, 1.5)) == pytest.approx([1e-4, 1e-3, 1e-2, 0.1, 1])
+    assert list(charts.log_ticks(0.9, 30.0)) == pytest.approx([1, 2, 5, 10, 20])
+    assert list(charts.log_ticks(1e-4, 1.5)) == pytest.approx([1e-4, 1e-3, 1e-2, 0.1, 1])
 
 
 @pytest.mark.parametrize(
@@ -275,15 +278,15 @@ def test_logarithmic_ticks_are_decades_or_finer() -> None:
     [(0.0, "0"), (2500.0, "2.5k"), (1.5e6, "1.5M"), (0.0005, "0.0005"), (2e-5, "2e-5"), (-0.5, "-0.5")],
 )
 def test_tick_labels_are_short(value: float, text: str) -> None:
-    assert short(value) == text
+    assert charts.short(value) == text
 
 
 def test_charts_survive_constant_and_single_values() -> None:
     for points in ([(1.0, 2.0)], [(1.0, 0.0), (2.0, 0.0)], [(0.0, -1.0), (5.0, -1.0)]):
-        svg = line_chart("A & B", [Series(points, "smooth")], description="<flat>", level=0.0)
+        svg = charts.line_chart("A & B", [charts.Series(points, "smooth")], description="<flat>", level=0.0)
         assert "nan" not in svg
         assert "A &amp; B" in svg
         assert "&lt;flat&gt;" in svg
-    svg = pair_chart("P", [("a", 30.0, None), ("b", None, 31.0)], unit="dB", description="d")
+    svg = charts.pair_chart("P", [("a", 30.0, None), ("b", None, 31.0)], unit="dB", description="d")
     assert "exact" in svg
     assert math.isfinite(len(svg))

@@ -1,6 +1,7 @@
 """The HOG teacher against loops written from the paper, against scikit-image, and against what a teacher promises."""
 
 import math
+from typing import Any
 
 import hypothesis.strategies as st
 import numpy as np
@@ -8,9 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 
-from latelier.blocks.registry import PartError, decode, encode
-from latelier.blocks.slots import TeacherOutput
-from latelier.blocks.teachers import HOGConfig
+from latelier.blocks import HOGConfig, PartError, TeacherOutput, decode, encode
 
 
 def noise(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -171,7 +170,7 @@ def test_hog_refuses_what_it_cannot_describe(images: torch.Tensor, message: str)
         ({"clip": 0.0}, "config.clip: must be positive, got 0.0"),
     ],
 )
-def test_hog_settings_are_checked(settings: dict[str, float], message: str) -> None:
+def test_hog_settings_are_checked(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(PartError) as error:
         HOGConfig(**settings)
     assert str(error.value) == message
