@@ -159,7 +159,7 @@ def _numbers(result: Result) -> str:
     notes = [_protocol_text(result)]
     if baseline:
         notes.append(
-            f"The linear baseline is a {baseline['name']}, fitted on {baseline['fitted_images']} training images."
+            f"The linear baseline is a {baseline['name']}, fitted on {_count(baseline['fitted_images'], 'training image')}."
         )
     alignment = result.get("alignment") or {}
     if "mean_token_cosine" in alignment:

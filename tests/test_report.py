@@ -168,7 +168,7 @@ def test_a_report_says_what_was_measured_and_how(written: str) -> None:
     assert f"protocol/archetype_psnr ({ArchetypePSNRConfig().id})" in text
     assert "11 min 40 s" in text
     assert "of training, 100 steps" in text
-    assert "PCA of 4x4 patches, 6 components, fitted on 1 training images" in text
+    assert "PCA of 4x4 patches, 6 components, fitted on 1 training image." in text
     assert "Pictures are as measured, without loss" in text
     assert "recipe/staged" in text
 
