@@ -158,9 +158,8 @@ def _numbers(result: Result) -> str:
         rows.append(cells)
     notes = [_protocol_text(result)]
     if baseline:
-        notes.append(
-            f"The linear baseline is a {baseline['name']}, fitted on {_count(baseline['fitted_images'], 'training image')}."
-        )
+        fitted = _count(baseline["fitted_images"], "training image")
+        notes.append(f"The linear baseline is a {baseline['name']}, fitted on {fitted}.")
     alignment = result.get("alignment") or {}
     if "mean_token_cosine" in alignment:
         notes.append(
