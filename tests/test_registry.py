@@ -52,7 +52,7 @@ class OddityConfig(Part):
 class LeafConfig(OddityConfig):
     count: int = 1
     ratio: float = 0.5
-    name: str = "a"
+    label: str = "a"
     mode: Literal["nearest", "bilinear"] = "nearest"
     flag: bool = False
     sizes: tuple[int, ...] = ()
@@ -197,7 +197,7 @@ WRONG_VALUES = {
     "infinity": ("ratio", -math.inf, "takes a finite number, got -inf"),
     "infinity where None may be": ("limit", math.inf, "takes a finite number, got inf"),
     "text where None may be": ("limit", "low", "takes float or None, got 'low'"),
-    "a number for text": ("name", 3, "takes str, got 3"),
+    "a number for text": ("label", 3, "takes str, got 3"),
     "a number for a bool": ("flag", 1, "takes bool, got 1"),
     "a near miss of a choice": (
         "mode",
@@ -579,12 +579,12 @@ FOREST = TreeConfig(leaves=(LeafConfig(), TreeConfig(leaves=(LeafConfig(), LeafC
 
 def test_settings_change_a_copy() -> None:
     changed = override(
-        FOREST, ["encoder.depth=8", "encoder.block.kernel=5", "leaf.name=oak", "leaf.limit=3", "leaf.flag=true"]
+        FOREST, ["encoder.depth=8", "encoder.block.kernel=5", "leaf.label=oak", "leaf.limit=3", "leaf.flag=true"]
     )
     assert changed == dataclasses.replace(
         FOREST,
         encoder=StackEncoderConfig(depth=8, block=FCDMBlockConfig(kernel=5)),
-        leaf=LeafConfig(name="oak", limit=3.0, flag=True),
+        leaf=LeafConfig(label="oak", limit=3.0, flag=True),
     )
     assert FOREST.encoder == StackEncoderConfig()
 
@@ -608,6 +608,19 @@ def test_settings_reach_items_by_index_and_by_name() -> None:
     assert by_index == override(FOREST, ["leaves.tree.leaves.0.count=9"])
     assert encode(by_index)["leaves"][1]["leaves"][0]["count"] == 9
     assert override(FOREST, ["leaves.leaf=tree"]).leaves[0] == TreeConfig()
+
+
+def test_settings_reach_items_by_a_name_of_their_own() -> None:
+    @part("oddity/bird")
+    class BirdConfig(OddityConfig):
+        name: str
+        eggs: int = 0
+
+    birds = TreeConfig(leaves=(BirdConfig(name="tit"), BirdConfig(name="crow")))
+    assert override(birds, ["leaves.crow.eggs=4"]).leaves == (BirdConfig(name="tit"), BirdConfig(name="crow", eggs=4))
+    with pytest.raises(PartError) as error:
+        override(birds, ["leaves.bird.eggs=4"])
+    assert says(error, "config.leaves: has no item 'bird'; known: 'tit', 'crow'")
 
 
 WRONG_SETTINGS = {
