@@ -20,6 +20,7 @@ from latelier.blocks import (
     PartError,
     SkipDecoderConfig,
     StackEncoderConfig,
+    decode,
     parts,
     rope_angles,
     rope_periods,
@@ -27,9 +28,11 @@ from latelier.blocks import (
 )
 
 CHANNELS, PATCH, WIDTH, LATENT, COND = 3, 4, 64, 5, 8
-BLOCKS = [cls() for cls in parts(BlockConfig)]
-ENCODERS = [cls() for cls in parts(EncoderConfig)] + [StackEncoderConfig(block=block, depth=2) for block in BLOCKS]
-DECODERS = [cls() for cls in parts(DecoderConfig)] + [
+BLOCKS = [decode(cls.kind, BlockConfig) for cls in parts(BlockConfig)]
+ENCODERS = [decode(cls.kind, EncoderConfig) for cls in parts(EncoderConfig)] + [
+    StackEncoderConfig(block=block, depth=2) for block in BLOCKS
+]
+DECODERS = [decode(cls.kind, DecoderConfig) for cls in parts(DecoderConfig)] + [
     SkipDecoderConfig(block=block, start=1, middle=1, end=1, rank=4) for block in BLOCKS
 ]
 
@@ -146,7 +149,7 @@ def test_every_parameter_of_a_block_learns(config: BlockConfig, cond: int | None
 def test_the_gate_of_a_newborn_block_learns_at_once(config: BlockConfig) -> None:
     block = config.build(WIDTH, cond=COND)
     block(*block_inputs(2, 4, 5, cond=COND)).square().sum().backward()
-    assert block.modulate is not None
+    assert isinstance(block.modulate, nn.Module)
     for parameter in block.modulate.parameters():
         assert parameter.grad is not None
         assert parameter.grad.any()
@@ -167,7 +170,7 @@ def test_a_block_in_bfloat16_agrees_within_two_per_cent(
 
 @every_block
 def test_a_block_takes_modulations_from_outside(config: BlockConfig) -> None:
-    block = awake(config.build(WIDTH, cond=COND))
+    block: Any = awake(config.build(WIDTH, cond=COND))
     x, cond = block_inputs(2, 3, 4, cond=COND)
     own, packed = block(x, cond), block.modulate(cond)
     assert packed.shape == (2, config.modulations * WIDTH)

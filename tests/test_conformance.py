@@ -16,11 +16,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from latelier.blocks import NoNormConfig, StackEncoderConfig
-from latelier.families import DiffAEConfig, FlatDiffAE, InferenceConfig, SemDisDiffAE
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+
+from latelier.blocks import NoNormConfig, StackEncoderConfig
+from latelier.families import DiffAEConfig, FlatDiffAE, InferenceConfig, SemDisDiffAE
 
 DATA = Path(__file__).parent / "conformance"
 CASES = ("semdisdiffae_tiny", "semdisdiffae")

@@ -286,8 +286,13 @@ def test_errors_in_the_config_start_with_its_file(folder: Path) -> None:
 def test_a_config_of_another_slot_or_family_is_refused(folder: Path) -> None:
     @part("family/test_one_layer")
     class OneLayerConfig(FamilyConfig):
-        stride = 1
-        latent_channels = 1
+        @property
+        def stride(self) -> int:
+            return 1
+
+        @property
+        def latent_channels(self) -> int:
+            return 1
 
         def build(self) -> nn.Module:
             return nn.Linear(1, 1)

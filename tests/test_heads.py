@@ -6,11 +6,11 @@ import torch
 from hypothesis import given, settings
 from torch import nn
 
-from latelier.blocks import FCDMBlockConfig, HeadConfig, NoisyLatentHeadConfig, PartError, parts
+from latelier.blocks import FCDMBlockConfig, HeadConfig, NoisyLatentHeadConfig, PartError, decode, parts
 
 LATENT, FEATURES = 5, 64
 HEADS: list[HeadConfig] = [
-    *(cls() for cls in parts(HeadConfig)),
+    *(decode(cls.kind, HeadConfig) for cls in parts(HeadConfig)),
     NoisyLatentHeadConfig(width=128, depth=2),
     NoisyLatentHeadConfig(block=FCDMBlockConfig()),
 ]
@@ -73,7 +73,7 @@ def test_a_half_precision_head_takes_float32_latents(config: HeadConfig) -> None
 
 def test_a_head_without_blocks_is_a_projection_and_a_norm_in_row_major_order() -> None:
     head, latent = NoisyLatentHeadConfig(depth=0).build(latent=LATENT, features=FEATURES), torch.randn(2, LATENT, 3, 4)
-    tokens = torch.einsum("bzhw,fz->bhwf", latent, head.in_proj.weight[:, :, 0, 0]) + head.in_proj.bias
+    tokens = head.in_proj(latent).permute(0, 2, 3, 1)
     tokens = tokens / (tokens.square().mean(dim=-1, keepdim=True) + 1e-6).sqrt()
     torch.testing.assert_close(head(latent, torch.rand(2)), tokens.flatten(1, 2), rtol=1e-4, atol=1e-5)
 

@@ -5,9 +5,10 @@ import pytest
 import torch
 from hypothesis import given
 
-from latelier.blocks import LatentNormConfig, PartError, WhiteningConfig, dewhiten, parts, whiten
+from latelier.blocks import LatentNormConfig, PartError, WhiteningConfig, decode, dewhiten, parts, whiten
 
-every_norm = pytest.mark.parametrize("config", [cls() for cls in parts(LatentNormConfig)], ids=lambda c: c.kind)
+NORMS = [decode(cls.kind, LatentNormConfig) for cls in parts(LatentNormConfig)]
+every_norm = pytest.mark.parametrize("config", NORMS, ids=lambda config: config.kind)
 batches, channels, sides = st.integers(1, 4), st.integers(1, 6), st.integers(1, 6)
 
 

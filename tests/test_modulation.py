@@ -44,8 +44,8 @@ def test_the_inner_half_of_a_low_rank_delta_is_born_small() -> None:
 
 def test_all_blocks_of_a_decoder_share_one_modulation_and_differ_by_their_deltas() -> None:
     decoder = SkipDecoderConfig(start=1, middle=1, end=1, rank=2).build(channels=3, patch=2, width=4, latent=2)
-    nn.init.normal_(decoder.adaln_base.proj.weight)
-    nn.init.normal_(decoder.adaln_deltas[1].up.weight)
+    for parameter in (*decoder.adaln_base.parameters(), *decoder.adaln_deltas[1].parameters()):
+        nn.init.normal_(parameter)
     cond = torch.randn(2, 4)
     first, second, third = decoder._modulations(cond)
     assert torch.equal(first, decoder.adaln_base(cond))

@@ -14,10 +14,12 @@ from latelier.blocks import (
     VPPosteriorConfig,
     alpha_sigma,
     channel_rms_norm,
+    decode,
     parts,
 )
 
-every_posterior = pytest.mark.parametrize("config", [cls() for cls in parts(PosteriorConfig)], ids=lambda c: c.kind)
+POSTERIORS = [decode(cls.kind, PosteriorConfig) for cls in parts(PosteriorConfig)]
+every_posterior = pytest.mark.parametrize("config", POSTERIORS, ids=lambda config: config.kind)
 batches, latents, sides = st.integers(1, 3), st.integers(1, 6), st.integers(1, 5)
 
 

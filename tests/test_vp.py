@@ -16,11 +16,13 @@ from latelier.blocks import (
     VPSchedule,
     VPScheduleConfig,
     WithPureNoiseConfig,
+    decode,
+    parts,
     sid2_weight,
 )
-from latelier.blocks import parts as declared_parts
 
-every_times = pytest.mark.parametrize("config", [cls() for cls in declared_parts(TimesConfig)], ids=lambda c: c.kind)
+TIMES = [decode(cls.kind, TimesConfig) for cls in parts(TimesConfig)]
+every_times = pytest.mark.parametrize("config", TIMES, ids=lambda config: config.kind)
 ends = st.tuples(st.floats(1, 15), st.floats(-15, -1))
 
 
