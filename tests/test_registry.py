@@ -17,7 +17,7 @@ from typing import Any, Literal, get_args, get_origin
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import latelier.evaluation
@@ -464,6 +464,7 @@ def strategy(hint: Any) -> st.SearchStrategy[Any]:
 
 
 @pytest.mark.parametrize("cls", parts(), ids=lambda cls: cls.kind)
+@settings(max_examples=settings.default.max_examples // 3)  # for each of many parts
 @given(data=st.data())
 def test_every_part_returns_from_json_as_it_was_or_says_what_is_wrong(cls: type[Part], data: st.DataObject) -> None:
     hints = registry.fields(cls)
