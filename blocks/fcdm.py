@@ -41,7 +41,9 @@ class FCDMBlock(nn.Module):
         else:
             scale, gate = rearrange(self.modulate(cond).to(x.dtype), "b (two c) -> two b c 1 1", two=2)
             y = y * (1 + scale)
-        return x + gate * self.pwconv2(self._activate(self.pwconv1(y)))
+        y = self.pwconv1(y)  # y is bound anew so that no map outlives its use
+        y = self.pwconv2(self._activate(y))
+        return x + gate * y
 
     def _activate(self, hidden: Map) -> Map:
         """GELU, then GRN; where nothing is kept for gradients, in the memory of ``hidden``, the largest map by far."""

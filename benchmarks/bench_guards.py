@@ -1,0 +1,88 @@
+"""Fast paths against their plain references, in one process and in turn, on one thread: each is right, and pays."""
+
+import time
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from measuring import TOLERANCE, Table, awake, draw, interleaved, peak_bytes
+from torch import Tensor
+
+from latelier.blocks import FCDMBlock, Patchify, channel_rms_norm, patchify, response_norm
+
+WIDTH, SIDE, BATCH = 896, 16, 4  # the published width, on 256 px
+
+Pair = tuple[Callable[..., Tensor], Callable[..., Tensor], tuple[Tensor, ...]]
+
+
+def plain_response_norm(x: Tensor) -> Tensor:
+    strength = x.float().square().sum(dim=(2, 3), keepdim=True).sqrt()
+    return strength / (strength.mean(dim=1, keepdim=True) + 1e-6)
+
+
+def plain_fcdm(block: FCDMBlock, x: Tensor, scale: Tensor | float, gate: Tensor) -> Tensor:
+    y = channel_rms_norm(block.dwconv(x)) * (1 + scale)
+    y = F.gelu(block.pwconv1(y))
+    y = block.grn.gamma * (y * plain_response_norm(y).to(y.dtype)) + block.grn.beta + y
+    return x + gate * block.pwconv2(y)
+
+
+def _response_norm() -> Pair:
+    """One reduction against a squared copy and its sum."""
+    return plain_response_norm, response_norm, (draw(BATCH, 4 * WIDTH, SIDE, SIDE),)
+
+
+def _plain_block() -> Pair:
+    """The hidden map overwritten against three of them."""
+    block = awake(FCDMBlock(WIDTH))
+    gate = block.layer_scale[:, None, None]
+    return lambda x: plain_fcdm(block, x, 0.0, gate), block, (draw(BATCH, WIDTH, SIDE, SIDE),)
+
+
+def _conditioned_block() -> Pair:
+    block = awake(FCDMBlock(WIDTH, cond=WIDTH))
+    modulate = block.modulate
+    assert modulate is not None
+
+    def plain(x: Tensor, cond: Tensor) -> Tensor:
+        scale, gate = (v[:, :, None, None] for v in modulate(cond).chunk(2, dim=1))
+        return plain_fcdm(block, x, scale, gate)
+
+    return plain, block, (draw(BATCH, WIDTH, SIDE, SIDE), draw(BATCH, WIDTH))
+
+
+def _patchify() -> Pair:
+    """A convolution that strides by its kernel against pixel-unshuffle and a 1x1 convolution."""
+    embed = awake(Patchify(3, WIDTH, patch=16))
+    weight = embed.proj.weight.flatten(1)[:, :, None, None]
+    return lambda x: F.conv2d(patchify(x, 16), weight, embed.proj.bias), embed, (draw(BATCH, 3, 256, 256),)
+
+
+PAIRS: dict[str, Callable[[], Pair]] = {
+    "response norm": _response_norm,
+    "FCDM block": _plain_block,
+    "FCDM block, conditioned": _conditioned_block,
+    "patchify": _patchify,
+}
+
+
+@pytest.mark.parametrize("name", PAIRS)
+@torch.no_grad()
+def bench_fast_path_pays(name: str, table: Table) -> None:
+    reference, fast, inputs = PAIRS[name]()
+    torch.testing.assert_close(fast(*inputs), reference(*inputs), **TOLERANCE)
+    runs = {"plain": lambda: reference(*inputs), "fast": lambda: fast(*inputs)}
+    times = interleaved(runs, rounds=30, sample=0.02, clock=time.process_time)  # blind to a busy machine
+    share = times["fast"].over(times["plain"])
+    memory = {path: peak_bytes(run) for path, run in runs.items()}
+    table.add(
+        path=name,
+        plain=times["plain"],
+        fast=times["fast"],
+        fast_over_plain=share,
+        plain_bytes=memory["plain"],
+        fast_bytes=memory["fast"],
+    )
+    assert share.median <= 1, f"{name}: {share.median:.2f} times as long as the plain version"
+    assert memory["fast"] <= memory["plain"]

@@ -1,0 +1,100 @@
+"""Autoencoders side by side, weights random: SemDisDiffAE and FLUX.2's, both as published.
+
+Run as a program, it prints the growth of resident memory over one call, which only a fresh process can tell:
+``python peers.py NAME DIRECTION SIDE BATCH``.
+"""
+
+import re
+import sys
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from diffusers.models.autoencoders.autoencoder_kl_flux2 import AutoencoderKLFlux2
+from measuring import DEVICE, DTYPE, draw
+from torch import Tensor, nn
+
+from latelier.families import DiffAEConfig
+
+
+class Peer(Protocol):
+    """What is compared: images in [-1, 1] to latents without noise, and latents to images in one evaluation."""
+
+    parameters: int
+    weight_bytes: int
+
+    def inputs(self, direction: str, side: int, batch: int) -> Tensor: ...
+
+    def encode(self, images: Tensor) -> Tensor: ...
+
+    def decode(self, latents: Tensor) -> Tensor: ...
+
+
+def _sizes(model: nn.Module) -> tuple[int, int]:
+    return sum(p.numel() for p in model.parameters()), sum(p.nbytes for p in model.parameters())
+
+
+def _input(direction: str, side: int, batch: int, *, channels: int, stride: int) -> Tensor:
+    shape = (batch, 3, side, side) if direction == "encode" else (batch, channels, side // stride, side // stride)
+    return draw(*shape)
+
+
+class SemDisDiffAE:
+    """Ours, at published size, one step."""
+
+    def __init__(self) -> None:
+        self.model = DiffAEConfig().build().eval().to(DEVICE, DTYPE)
+        self.parameters, self.weight_bytes = _sizes(self.model)
+
+    def inputs(self, direction: str, side: int, batch: int) -> Tensor:
+        return _input(direction, side, batch, channels=self.model.latent_channels, stride=self.model.stride)
+
+    def encode(self, images: Tensor) -> Tensor:
+        return self.model.encode(images)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        stride = self.model.stride
+        return self.model.decode(latents, latents.shape[2] * stride, latents.shape[3] * stride)
+
+
+class Flux2:
+    """``AutoencoderKLFlux2`` of diffusers; its defaults are the published configuration."""
+
+    def __init__(self) -> None:
+        self.model: Any = AutoencoderKLFlux2().eval()
+        self.model.to(DEVICE, DTYPE)
+        self.parameters, self.weight_bytes = _sizes(self.model)
+
+    def inputs(self, direction: str, side: int, batch: int) -> Tensor:
+        return _input(direction, side, batch, channels=32, stride=8)
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Tensor:
+        return self.model.encode(images).latent_dist.mode()
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        return self.model.decode(latents).sample
+
+
+PEERS: dict[str, type[Peer]] = {"SemDisDiffAE": SemDisDiffAE, "FLUX.2": Flux2}
+
+
+def resident_growth(name: str, direction: str, side: int, batch: int) -> int:
+    """Bytes by which one call raises the resident memory of this process over what it holds before (Linux)."""
+    peer = PEERS[name]()
+    x = peer.inputs(direction, side, batch)
+    before = _status("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # forgets the highest mark
+    getattr(peer, direction)(x)
+    return _status("VmHWM") - before
+
+
+def _status(field: str) -> int:
+    found = re.search(rf"^{field}:\s+(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE)
+    assert found, f"/proc/self/status has no {field}"
+    return int(found[1]) * 1024
+
+
+if __name__ == "__main__":
+    sys.stdout.write(f"{resident_growth(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))}\n")
