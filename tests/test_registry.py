@@ -464,7 +464,7 @@ def strategy(hint: Any) -> st.SearchStrategy[Any]:
 
 
 @pytest.mark.parametrize("cls", parts(), ids=lambda cls: cls.kind)
-@settings(max_examples=settings.default.max_examples // 3)  # for each of many parts
+@settings(max_examples=settings().max_examples // 3)  # for each of many parts
 @given(data=st.data())
 def test_every_part_returns_from_json_as_it_was_or_says_what_is_wrong(cls: type[Part], data: st.DataObject) -> None:
     hints = registry.fields(cls)
