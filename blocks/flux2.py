@@ -47,7 +47,7 @@ class Flux2LatentsConfig(TeacherConfig):
 
     def build(self) -> Flux2Latents:
         try:
-            from diffusers import AutoencoderKLFlux2
+            from diffusers.models.autoencoders.autoencoder_kl_flux2 import AutoencoderKLFlux2
         except ImportError as error:
             raise ImportError("teacher/flux2_latents: needs diffusers; pip install 'latelier[peers]'") from error
         if self.weights is None:

@@ -1,6 +1,7 @@
 """Exact counts of a model: parameters by module, floating-point operations, latent shape. Nothing is computed."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -32,7 +33,7 @@ def count(config: FamilyConfig, *, resolution: int = 256) -> Counts:
     if resolution < 1 or resolution % config.stride:
         raise ValueError(f"resolution: must be divisible by the model's stride {config.stride}, got {resolution}")
     with torch.device("meta"):
-        model = config.build().eval()
+        model: Any = config.build().eval()
         side = resolution // config.stride
         latents = torch.zeros(1, config.latent_channels, side, side)
         images = torch.zeros(1, 3, resolution, resolution)

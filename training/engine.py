@@ -120,7 +120,7 @@ class Trainer:
         self.workers, self.watcher = workers, watcher
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(address(recipe.seed, "birth"))
-            self.model = recipe.model.build().to(world.device)
+            self.model: Any = recipe.model.build().to(world.device)
         self.teacher = None if recipe.teacher is None else recipe.teacher.build().to(world.device).eval()
         self.source, self.held_out = recipe.data.training(), recipe.data.held_out()
         for stage in recipe.stages:
@@ -245,8 +245,8 @@ class Trainer:
             draws = Draws(
                 address(self.recipe.seed, stage.name), step, first=first + part * size, batch=size, device=device
             )
-            quiet = isinstance(module, DistributedDataParallel) and part < parts - 1
-            with module.no_sync() if quiet else nullcontext():
+            more_to_come = part < parts - 1
+            with module.no_sync() if isinstance(module, DistributedDataParallel) and more_to_come else nullcontext():
                 with self._autocast(stage):
                     terms, part_moments = module(images, self._features(images), draws)
                 (self.objective.total(terms) / parts).backward()

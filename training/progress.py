@@ -58,7 +58,9 @@ class ProgressWatcher(Watcher):
     def step(self, total: int, values: Mapping[str, float] | None) -> None:
         assert self._task is not None
         loss = f"loss {values['loss']:.4f}" if values and "loss" in values else None
-        self._bar.update(self._task, completed=total, **({"loss": loss} if loss else {}))
+        self._bar.update(self._task, completed=total)
+        if loss:
+            self._bar.update(self._task, loss=loss)
         due = total == self._total or total - self._shown >= self._total / LINES
         if not self.console.is_terminal and loss and due:
             self._shown = total

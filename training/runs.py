@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..blocks.registry import decode
 from ..families.files import CheckpointError, assign, load_folder, read_config, read_tensors
 from .engine import MODEL, RECIPE, TERMS, Objective
+from .objectives import NoisyAlignment
 from .recipe import Recipe
 
 
@@ -43,7 +44,9 @@ def load_run(folder: str | Path, *, device: str | torch.device = "cpu") -> Run:
     if not is_run(folder):
         raise FileNotFoundError(f"{folder}: holds no run; a run folder has {RECIPE}")
     if not (folder / MODEL).is_dir():
-        raise FileNotFoundError(f"{folder}: has not finished; go on with latelier train {folder / RECIPE} --resume")
+        raise FileNotFoundError(
+            f"{folder}: has not finished; go on with latelier train {folder / RECIPE} --resume --out {folder}"
+        )
     recipe = read_recipe(folder)
     model = load_folder(folder / MODEL, nn.Module, device=device)
     if model.config != recipe.model:
@@ -52,5 +55,5 @@ def load_run(folder: str | Path, *, device: str | torch.device = "cpu") -> Run:
     with torch.device("meta"):
         terms = Objective(recipe, recipe.stages[-1], model).terms
     assign(terms, tensors, where=str(folder / TERMS))
-    heads = [term.predict_tokens for term in terms.to(device).eval().values() if hasattr(term, "predict_tokens")]
-    return Run(folder, recipe, model, heads[0] if heads else None)
+    heads = [term for term in terms.to(device).eval().values() if isinstance(term, NoisyAlignment)]
+    return Run(folder, recipe, model, heads[0].predict_tokens if heads else None)

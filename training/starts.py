@@ -62,10 +62,10 @@ class PCAStartConfig(StartConfig):
         if n > min(config.width, config.channels * config.patch**2):
             raise ValueError(f"start/pca: {n} latent channels exceed the width or the values of a patch")
         mean, std, axes = _principal(images, config.patch, n)
-        model_dtype = encoder.patchify.proj.weight.dtype
-        mean, std, axes = (x.to(encoder.patchify.proj.weight.device, model_dtype) for x in (mean, std, axes))
+        mean, std, axes = (x.to(encoder.patchify.proj.weight) for x in (mean, std, axes))
         analysis = (axes / std).T
-        embed = encoder.patchify.proj
+        embed, back = encoder.patchify.proj, decoder.out_proj
+        assert embed.bias is not None and back.bias is not None and encoder.to_bottleneck.bias is not None
         embed.weight[:n] = analysis.reshape(n, *embed.weight.shape[1:])
         embed.bias[:n] = -analysis @ mean
         _pass_on(encoder.to_bottleneck, rows=n, first_column=0)
@@ -75,9 +75,9 @@ class PCAStartConfig(StartConfig):
         _pass_on(decoder.latent_up, rows=n, first_column=0)
         _pass_on(decoder.fuse_in, rows=n, first_column=config.width)
         _pass_on(decoder.fuse_skip, rows=n, first_column=0)
-        decoder.out_proj.weight.zero_()
-        decoder.out_proj.weight[:, :n, 0, 0] = axes * std
-        decoder.out_proj.bias.copy_(mean)
+        back.weight.zero_()
+        back.weight[:, :n, 0, 0] = axes * std
+        back.bias.copy_(mean)
 
 
 def _pass_on(conv: nn.Conv2d, *, rows: int, first_column: int) -> None:
