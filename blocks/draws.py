@@ -23,9 +23,7 @@ class Draws:
     One stream name must be used once a step: the same name gives the same numbers again.
     """
 
-    def __init__(
-        self, seed: int, step: int, *, first: int, batch: int, device: torch.device | str = "cpu"
-    ) -> None:
+    def __init__(self, seed: int, step: int, *, first: int, batch: int, device: torch.device | str = "cpu") -> None:
         self.seed, self.step, self.first, self.batch = seed, step, first, batch
         self.device = torch.device(device)
 

@@ -20,8 +20,3 @@ class Float32Buffers(nn.Module):
             if after is not None and after.dtype != before.dtype:
                 self._buffers[name] = after.float() if before.is_meta else before.to(after.device)
         return self
-
-
-def as_dtype_of(x: Tensor, module: nn.Module) -> Tensor:
-    """Return ``x`` in the dtype of the module's first parameter."""
-    return x.to(next(module.parameters()).dtype)

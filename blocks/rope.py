@@ -24,7 +24,9 @@ def rope_angles(grid: tuple[int, int], periods: Float[Tensor, " p"]) -> Float[Te
     return torch.cat([y.flatten()[:, None] / periods, x.flatten()[:, None] / periods], dim=1)
 
 
-def rotate(x: Float[Tensor, "b g n d"], angles: Float[Tensor, "m half"], *, prefix: int = 0) -> Float[Tensor, "b g n d"]:
+def rotate(
+    x: Float[Tensor, "b g n d"], angles: Float[Tensor, "m half"], *, prefix: int = 0
+) -> Float[Tensor, "b g n d"]:
     """Turn adjacent pairs of the last axis by ``angles``, in float32; the first ``prefix`` tokens stay as they are."""
     pairs = x[:, :, prefix:].float().unflatten(-1, (-1, 2))
     a, b = pairs.unbind(-1)

@@ -5,7 +5,6 @@ blocks, middle blocks that may be dropped for a learned mask feature, a fusion o
 """
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool
 from torch import Tensor, nn
 
@@ -21,9 +20,7 @@ from .time import TimeEmbedding
 class StackEncoder(nn.Module):
     """Patchify, unconditioned blocks, 1x1 convolution. No positions and no norm of its own."""
 
-    def __init__(
-        self, *, channels: int, patch: int, width: int, out: int, block: BlockConfig, depth: int
-    ) -> None:
+    def __init__(self, *, channels: int, patch: int, width: int, out: int, block: BlockConfig, depth: int) -> None:
         super().__init__()
         self.patchify = Patchify(channels, width, patch=patch)
         self.blocks = nn.ModuleList(block.build(width) for _ in range(depth))
@@ -48,9 +45,7 @@ class StackEncoderConfig(EncoderConfig):
             raise ValueError(f"depth: must not be negative, got {self.depth}")
 
     def build(self, *, channels: int, patch: int, width: int, out: int) -> StackEncoder:
-        return StackEncoder(
-            channels=channels, patch=patch, width=width, out=out, block=self.block, depth=self.depth
-        )
+        return StackEncoder(channels=channels, patch=patch, width=width, out=out, block=self.block, depth=self.depth)
 
 
 class SkipDecoder(nn.Module):
