@@ -9,6 +9,7 @@ import traceback
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jaxtyping
 import numpy as np
@@ -43,7 +44,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def small_recipe(pictures: Path, *, steps: int = 12, **stage: object) -> Recipe:
+def small_recipe(pictures: Path, *, steps: int = 12, **stage: Any) -> Recipe:
     """Two stages, so that a kill may fall on the border between them."""
     head = NoisyLatentHeadConfig(width=16, block=DiTBlockConfig(head_width=8))
     objective = (
@@ -52,7 +53,7 @@ def small_recipe(pictures: Path, *, steps: int = 12, **stage: object) -> Recipe:
         VarianceExpansionConfig(),
         LatentScaleConfig(),
     )
-    settings = {
+    settings: dict[str, Any] = {
         "batch": 4,
         "resolution": 16,
         "objective": objective,

@@ -3,7 +3,7 @@
 from .checkpoints import Checkpoint, Checkpoints, Position, optimiser_tensors, restore_optimiser
 from .crops import BucketCropConfig, CropConfig, NativeCropConfig, RandomCropConfig, bucket_shapes
 from .ema import Average
-from .engine import Objective, Trainer, TrainingError, train, trainable_names
+from .engine import Trainer, TrainingError, objective_of, train
 from .loader import Batch, ImageLoader, held_out_crops
 from .objectives import (
     AlignmentConfig,
@@ -11,13 +11,14 @@ from .objectives import (
     LatentEnergyConfig,
     LatentRegressionConfig,
     LatentScaleConfig,
+    Objective,
     VarianceExpansionConfig,
     VPReconstructionConfig,
 )
 from .optimisers import AdamWConfig, ConstantRateConfig, CosineRateConfig, TrapezoidRateConfig
 from .order import Group, Order, Shuffled, permutation
 from .progress import ProgressWatcher
-from .recipe import Recipe, StageConfig, differences
+from .recipe import Recipe, StageConfig, differences, trainable_names
 from .records import Records, Watcher, read_records
 from .runs import Run, is_run, load_run, read_recipe
 from .sources import FolderDataConfig, FolderSource, PhotographsConfig, PhotographSource, list_images
@@ -73,6 +74,7 @@ __all__ = [
     "join",
     "list_images",
     "load_run",
+    "objective_of",
     "optimiser_tensors",
     "permutation",
     "read_recipe",

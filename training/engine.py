@@ -5,10 +5,9 @@ A run folder holds ``recipe.json``, ``metrics.jsonl``, ``timing.jsonl``, ``check
 Launch many processes with torchrun; the batch of a stage is the whole of all processes.
 """
 
-import fnmatch
 import json
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -20,12 +19,13 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..blocks.draws import Draws, address
 from ..blocks.registry import encode
-from ..blocks.slots import StepState, TeacherOutput
+from ..blocks.slots import TeacherOutput
 from ..families.files import save_folder, write_atomically, write_tensors
 from .checkpoints import Checkpoint, Checkpoints, Position, optimiser_tensors, restore_optimiser
 from .ema import Average
-from .loader import ImageLoader, held_out_crops
-from .recipe import Recipe, StageConfig
+from .loader import Batch, ImageLoader, held_out_crops
+from .objectives import Objective
+from .recipe import Recipe, StageConfig, trainable_names
 from .records import Records, Watcher
 from .world import World, join
 
@@ -80,34 +80,9 @@ def train(
         return trainer.run(latest, tensorboard=tensorboard)
 
 
-class Objective(nn.Module):
-    """The model and the terms of a stage as one module, so that one forward gives every loss of a batch."""
-
-    def __init__(self, recipe: Recipe, stage: StageConfig, model: nn.Module) -> None:
-        super().__init__()
-        active = [term for term in stage.objective if term.weight]
-        self.model = model
-        self.terms = nn.ModuleDict({_short(term.kind): term.build(recipe.model, recipe.teacher) for term in active})
-        self.weights = {_short(term.kind): term.weight for term in active}
-        self.latents = stage.latents
-
-    def forward(self, images: Tensor, features: TeacherOutput | None, draws: Draws) -> tuple[Tensor, Tensor]:
-        """Return the terms' values ``[k]``, float32, and the moments of the latents."""
-        model: Any = self.model
-        if self.latents == "encoder":
-            posterior = model.posterior(images)
-            latent = posterior.at(draws.normal("posterior", *posterior.mean.shape[1:]))
-        else:
-            assert features is not None
-            posterior = None
-            latent = features.patches.transpose(1, 2).unflatten(2, features.grid)
-        moments = model.latent_moments(latent)
-        state = StepState(model, images, posterior, latent, draws, features)
-        return torch.stack([term(state).float() for term in self.terms.values()]), moments
-
-    def total(self, values: Tensor) -> Tensor:
-        """The weighted sum."""
-        return values @ values.new_tensor(list(self.weights.values()))
+def objective_of(recipe: Recipe, stage: StageConfig, model: nn.Module) -> Objective:
+    """The objective of a stage, its terms newly born."""
+    return Objective(model, stage.objective, config=recipe.model, teacher=recipe.teacher, latents=stage.latents)
 
 
 class Trainer:
@@ -164,7 +139,7 @@ class Trainer:
         """Build the stage's objective and optimiser, and take over what the stage before or a checkpoint left."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(address(self.recipe.seed, "birth of terms", stage.name))
-            self.objective = Objective(self.recipe, stage, self.model).to(self.world.device).train()
+            self.objective = objective_of(self.recipe, stage, self.model).to(self.world.device).train()
         known = self.objective.terms.state_dict()
         inherited = {n: t for n, t in terms.items() if n in known and known[n].shape == t.shape}
         self.objective.terms.load_state_dict(inherited, strict=False)
@@ -173,7 +148,7 @@ class Trainer:
             self.average.model.load_state_dict(checkpoint.group("average"))
             self.objective.terms.load_state_dict(checkpoint.group("terms"))
         self.average.decay = stage.ema
-        learns = trainable_names(self.model, stage)
+        learns = trainable_names([name for name, _ in self.model.named_parameters()], stage)
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(name in learns)
         self.optimiser = stage.optimiser.build((n, p) for n, p in self.objective.named_parameters() if p.requires_grad)
@@ -185,39 +160,25 @@ class Trainer:
         if self.world.size > 1:
             module = DistributedDataParallel(self.objective, broadcast_buffers=False, find_unused_parameters=True)
         rates = [group["lr"] for group in self.optimiser.param_groups]
-        loader = self._loader(stage, "data", workers=self.workers)
-        parts = stage.accumulate
         clock = time.perf_counter()
-        with loader.iterate(position.step, stage.steps) as batches:
+        with self._loader(stage, "data", workers=self.workers).iterate(position.step, stage.steps) as batches:
             for step, batch in batches:
                 factor = stage.rate.factor(step, stage.steps)
                 for group, rate in zip(self.optimiser.param_groups, rates, strict=True):
                     group["lr"] = rate * factor
-                values, moments = self._accumulate(module, stage, batch, step, parts)
-                values = self.world.average(values)
-                self._check_finite(values, "loss", position)
-                norm = nn.utils.clip_grad_norm_(
-                    [p for group in self.optimiser.param_groups for p in group["params"]], stage.clip or torch.inf
-                )
-                self._check_finite(norm.reshape(1), "gradient norm", position)
-                self.optimiser.step()
-                self.model.fit_latent_norm(self.world.average(moments), momentum=stage.momentum)
+                measured = self._step(module, stage, batch, position)
                 position = replace(position, step=step + 1, total=position.total + 1)
                 self.average.update(self.model, step=position.total)
                 last = position.step == stage.steps
-                recorded = None
+                recorded: dict[str, float] = {}
                 if position.step % stage.log_every == 0 or last:
-                    names = dict(zip(self.objective.weights, values.tolist(), strict=True))
-                    recorded = {"loss": self.objective.total(values).item(), **names}
-                    recorded |= {"gradient_norm": norm.item(), "rate": self.optimiser.param_groups[0]["lr"]}
+                    recorded = self._recorded(*measured)
+                if last:
+                    self._recalibrate(stage)
                 if last or (stage.validate_every and position.step % stage.validate_every == 0):
-                    if last:
-                        self._recalibrate(stage)
-                    validation = self._validate(stage)
-                    if position.best_loss is None or validation <= position.best_loss:
-                        position = replace(position, best_loss=validation, best_total=position.total)
-                    recorded = (recorded or {}) | {"validation_loss": validation}
-                save = last or position.step % stage.checkpoint_every == 0 or position.best_total == position.total
+                    recorded["validation_loss"] = loss = self._validate(stage)
+                    if position.best_loss is None or loss <= position.best_loss:
+                        position = replace(position, best_loss=loss, best_total=position.total)
                 if records is not None:
                     if recorded:
                         records.metrics(position.total, stage.name, recorded)
@@ -225,18 +186,31 @@ class Trainer:
                     self.watcher.step(position.total, recorded)
                     for name, reason in batch.skipped:
                         self.watcher.say(f"skipped {name}: {reason}")
-                    if save:
-                        self._save(position)
-                if save:
-                    self.world.wait()
+                if last or position.step % stage.checkpoint_every == 0 or position.best_total == position.total:
+                    self._save(position)
         return position
 
-    def _accumulate(
-        self, module: nn.Module, stage: StageConfig, batch: Any, step: int, parts: int
-    ) -> tuple[Tensor, Tensor]:
-        """Sum the gradients of a batch in ``parts``; return the mean values of the terms and the mean moments."""
+    def _step(self, module: nn.Module, stage: StageConfig, batch: Batch, position: Position) -> tuple[Tensor, Tensor]:
+        """Learn from one batch; return the mean values of the terms over all processes, and the gradient's norm."""
+        values, moments = self._accumulate(module, stage, batch, position.step)
+        values = self.world.average(values)
+        self._check_finite(values, "loss", position)
+        learning = [p for group in self.optimiser.param_groups for p in group["params"]]
+        norm = nn.utils.clip_grad_norm_(learning, stage.clip or torch.inf)
+        self._check_finite(norm.reshape(1), "gradient norm", position)
+        self.optimiser.step()
+        self.model.fit_latent_norm(self.world.average(moments), momentum=stage.momentum)
+        return values, norm
+
+    def _recorded(self, values: Tensor, norm: Tensor) -> dict[str, float]:
+        terms = dict(zip(self.objective.weights, values.tolist(), strict=True))
+        rate = self.optimiser.param_groups[0]["lr"]
+        return {"loss": self.objective.total(values).item(), **terms, "gradient_norm": norm.item(), "rate": rate}
+
+    def _accumulate(self, module: nn.Module, stage: StageConfig, batch: Batch, step: int) -> tuple[Tensor, Tensor]:
+        """Sum the gradients of a batch part by part; return the terms' mean values and the latents' mean moments."""
         self.optimiser.zero_grad(set_to_none=True)
-        device = self.world.device
+        device, parts = self.world.device, stage.accumulate
         size = len(batch.images) // parts
         first = self.world.rank * len(batch.images)
         values, moments = [], []
@@ -308,7 +282,13 @@ class Trainer:
         objective.model = self.average.model
         try:
             losses, count = 0.0, 0
-            for images in held_out_crops(self.held_out, resolution=stage.resolution, batch=max(1, stage.batch // 4)):
+            crops = held_out_crops(
+                self.held_out,
+                resolution=stage.resolution,
+                batch=max(1, stage.batch // self.world.size),
+                most=stage.validate_images,
+            )
+            for images in crops:
                 images = images.to(self.world.device)
                 draws = Draws(
                     address(self.recipe.seed, "validation"),
@@ -321,7 +301,8 @@ class Trainer:
                     values, _ = objective.eval()(images, self._features(images), draws)
                 losses += objective.total(values).item() * len(images)
                 count += len(images)
-            return losses / count
+            mean = torch.tensor(losses / count, dtype=torch.float64, device=self.world.device)
+            return self.world.average(mean).item()  # processes must agree to the bit on what is best
         finally:
             objective.model = self.model
             objective.train()
@@ -348,15 +329,15 @@ class Trainer:
         self.average.model.fit_latent_norm(mean, momentum=1.0)
 
     def _save(self, position: Position) -> None:
-        self.checkpoints.save(
-            position,
-            {
+        if self.world.leads:
+            groups = {
                 "model": self.model.state_dict(),
                 "average": self.average.model.state_dict(),
                 "terms": self.objective.terms.state_dict(),
                 "optimiser": optimiser_tensors(self.optimiser),
-            },
-        )
+            }
+            self.checkpoints.save(position, groups)
+        self.world.wait()
 
     def _finish(self) -> Path:
         folder = self.folder / MODEL
@@ -367,28 +348,3 @@ class Trainer:
             write_tensors(self.folder / TERMS, terms, {"latelier.recipe_id": self.recipe.id})
         self.world.wait()
         return folder
-
-
-def trainable_names(model: nn.Module, stage: StageConfig) -> set[str]:
-    """Names of the parameters that learn in a stage.
-
-    Raises:
-        ValueError: a pattern matches no parameter, or nothing is left to learn.
-    """
-    names = [name for name, _ in model.named_parameters()]
-
-    def matched(patterns: Iterable[str], field: str) -> Iterator[str]:
-        for pattern in patterns:
-            found = fnmatch.filter(names, pattern)
-            if not found:
-                raise ValueError(f"stage {stage.name!r}: {field} pattern {pattern!r} matches no parameter")
-            yield from found
-
-    learns = set(matched(stage.trainable, "trainable")) - set(matched(stage.frozen, "frozen"))
-    if not learns:
-        raise ValueError(f"stage {stage.name!r}: every parameter is frozen; nothing is left to learn")
-    return learns
-
-
-def _short(kind: str) -> str:
-    return kind.partition("/")[2]

@@ -150,18 +150,20 @@ def _leave_interrupts_to_the_main_process(worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def held_out_crops(source: ImageSource, *, resolution: int, batch: int) -> Iterator[Image]:
-    """Give the central square of each image, reduced or enlarged to ``resolution``, in batches of at most ``batch``.
+def held_out_crops(source: ImageSource, *, resolution: int, batch: int, most: int | None = None) -> Iterator[Image]:
+    """Give the central square of images, reduced or enlarged to ``resolution``, in batches of at most ``batch``.
 
-    Files that may be skipped are passed over.
+    Of more than ``most`` images, evenly spaced ones are taken. Files that may be skipped are passed over.
     """
     crops = []
-    for index in range(len(source)):
+    step = 1 if most is None else max(1, -(-len(source) // most))
+    chosen = range(0, len(source), step)
+    for index in chosen:
         try:
             crops.append(central_crop(source.read(index), resolution, resolution))
         except ImageReadError as error:
             if not error.skippable:
                 raise
-        if crops and (len(crops) == batch or index == len(source) - 1):
+        if crops and (len(crops) == batch or index == chosen[-1]):
             yield to_signed(to_pixels(crops))
             crops = []

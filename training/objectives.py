@@ -1,14 +1,25 @@
 """Terms of training objectives, as parts. Each reads what it needs from a :class:`StepState` and returns one number."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from ..blocks import losses
+from ..blocks.draws import Draws
 from ..blocks.heads import NoisyLatentHeadConfig
 from ..blocks.posterior import EncoderPosterior
 from ..blocks.registry import part
-from ..blocks.slots import FamilyConfig, HeadConfig, ObjectiveConfig, StepState, TeacherConfig, TimesConfig
+from ..blocks.slots import (
+    FamilyConfig,
+    HeadConfig,
+    ObjectiveConfig,
+    StepState,
+    TeacherConfig,
+    TeacherOutput,
+    TimesConfig,
+)
 from ..blocks.vp import Beta22TimesConfig, UniformTimesConfig, sid2_weight
 
 
@@ -190,3 +201,48 @@ def teacher_tokens(state: StepState, grid: tuple[int, int], term: str) -> Tensor
             "choose a teacher whose patch equals the model's stride"
         )
     return state.features.patches
+
+
+# --- all terms together ----------------------------------------------------------------------------------------------
+
+
+class Objective(nn.Module):
+    """The model and the terms of a stage as one module, so that one forward gives every loss of a batch."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        terms: Iterable[ObjectiveConfig],
+        *,
+        config: FamilyConfig,
+        teacher: TeacherConfig | None,
+        latents: Literal["encoder", "teacher"],
+    ) -> None:
+        super().__init__()
+        active = [term for term in terms if term.weight]
+        self.model = model
+        self.terms = nn.ModuleDict({_short(term.kind): term.build(config, teacher) for term in active})
+        self.weights = {_short(term.kind): term.weight for term in active}
+        self.latents = latents
+
+    def forward(self, images: Tensor, features: TeacherOutput | None, draws: Draws) -> tuple[Tensor, Tensor]:
+        """Return the terms' values ``[k]``, float32, and the moments of the latents."""
+        model: Any = self.model
+        if self.latents == "encoder":
+            posterior = model.posterior(images)
+            latent = posterior.at(draws.normal("posterior", *posterior.mean.shape[1:]))
+        else:
+            assert features is not None
+            posterior = None
+            latent = features.patches.transpose(1, 2).unflatten(2, features.grid)
+        moments = model.latent_moments(latent)
+        state = StepState(model, images, posterior, latent, draws, features)
+        return torch.stack([term(state).float() for term in self.terms.values()]), moments
+
+    def total(self, values: Tensor) -> Tensor:
+        """The weighted sum."""
+        return values @ values.new_tensor(list(self.weights.values()))
+
+
+def _short(kind: str) -> str:
+    return kind.partition("/")[2]

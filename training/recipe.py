@@ -1,5 +1,7 @@
 """What a recipe says: a model, and what it takes to train it and to measure it."""
 
+import fnmatch
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal
 
 from ..blocks.registry import Part, fields, part
@@ -34,6 +36,7 @@ class StageConfig(Part):
         momentum: of the latent statistics during training; they are measured anew over ``recalibrate`` batches
             at the end.
         checkpoint_every, validate_every, log_every: in steps; 0 validates at the end of the stage only.
+        validate_images: how many of the held-out images at most, evenly spaced.
     """
 
     name: str = "main"
@@ -55,10 +58,11 @@ class StageConfig(Part):
     recalibrate: int = 32
     checkpoint_every: int = 1000
     validate_every: int = 0
+    validate_images: int = 256
     log_every: int = 10
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch", "accumulate", "resolution", "checkpoint_every", "log_every"):
+        for name in ("steps", "batch", "accumulate", "resolution", "checkpoint_every", "validate_images", "log_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: must be at least 1, got {getattr(self, name)}")
         for name in ("ema", "momentum"):
@@ -110,3 +114,23 @@ def differences(ours: object, theirs: object, *, where: str = "config") -> list[
         a, b = (x.kind if isinstance(x, Part) else x for x in (ours, theirs))
         return [] if ours == theirs else [f"{where}: {a!r}, not {b!r}"]
     return [line for path, a, b in pairs for line in differences(a, b, where=path)]
+
+
+def trainable_names(names: Sequence[str], stage: StageConfig) -> set[str]:
+    """Return which of a model's parameters learn in a stage.
+
+    Raises:
+        ValueError: a pattern matches no parameter, or nothing is left to learn.
+    """
+
+    def matched(patterns: Iterable[str], field: str) -> Iterator[str]:
+        for pattern in patterns:
+            found = fnmatch.filter(names, pattern)
+            if not found:
+                raise ValueError(f"stage {stage.name!r}: {field} pattern {pattern!r} matches no parameter")
+            yield from found
+
+    learns = set(matched(stage.trainable, "trainable")) - set(matched(stage.frozen, "frozen"))
+    if not learns:
+        raise ValueError(f"stage {stage.name!r}: every parameter is frozen; nothing is left to learn")
+    return learns

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..blocks.registry import decode
 from ..families.files import CheckpointError, assign, load_folder, read_config, read_tensors
-from .engine import MODEL, RECIPE, TERMS, Objective
+from .engine import MODEL, RECIPE, TERMS, objective_of
 from .objectives import NoisyAlignment
 from .recipe import Recipe
 
@@ -53,7 +53,7 @@ def load_run(folder: str | Path, *, device: str | torch.device = "cpu") -> Run:
         raise CheckpointError(f"{folder}: {MODEL} and {RECIPE} describe different models")
     tensors, _ = read_tensors(folder / TERMS)
     with torch.device("meta"):
-        terms = Objective(recipe, recipe.stages[-1], model).terms
+        terms = objective_of(recipe, recipe.stages[-1], model).terms
     assign(terms, tensors, where=str(folder / TERMS))
     heads = [term for term in terms.to(device).eval().values() if isinstance(term, NoisyAlignment)]
     return Run(folder, recipe, model, heads[0].predict_tokens if heads else None)
