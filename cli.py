@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,7 +14,9 @@ from rich.table import Table
 from . import __version__
 
 if TYPE_CHECKING:
-    from .training.recipe import Recipe
+    import torch
+
+    from .training import Recipe, Run
 
 app = typer.Typer(
     help="A workshop for image latents: train, measure and look at autoencoders made of composable blocks.",
@@ -24,27 +27,40 @@ app = typer.Typer(
 
 RecipeName = Annotated[
     str,
-    typer.Argument(help="a name from `latelier list`, ./file.py:function, or a JSON or YAML file", metavar="RECIPE"),
+    typer.Argument(
+        help="a name from `latelier list`, ./file.py:function, a JSON or YAML file, or a run folder", metavar="RECIPE"
+    ),
 ]
 Settings = Annotated[
     list[str] | None,
     typer.Option("--set", help="change a field: model.encoder.depth=8 (repeatable)", metavar="A.B=C"),
 ]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; default: CUDA where there is one")]
-DataFolder = Annotated[
-    Path | None, typer.Option("--data", help="folder of images, any depth, in place of the recipe's data")
+Device = Annotated[
+    str | None, typer.Option(help="cpu, cuda, cuda:1, ...; default: CUDA where there is one", metavar="NAME")
 ]
-
-
-def _console() -> Console:
-    return Console(soft_wrap=True)
+DataFolder = Annotated[
+    Path | None,
+    typer.Option("--data", help="folder of images, any depth, in place of the recipe's data", metavar="DIR"),
+]
+ModelName = Annotated[str, typer.Argument(help="a run folder, a model folder or file, or a hub id", metavar="MODEL")]
 
 
 @app.callback(invoke_without_command=True)
-def latelier(version: Annotated[bool, typer.Option("--version", help="print the version and stop")] = False) -> None:
+def latelier(
+    version: Annotated[bool, typer.Option("--version", help="print the version and stop")] = False,
+    imports: Annotated[
+        list[Path] | None,
+        typer.Option("--import", help="run a Python file first, for the parts that it declares", metavar="FILE.py"),
+    ] = None,
+) -> None:
     if version:
         print(__version__)
         raise typer.Exit
+    if imports:
+        from .recipes.find import run_file
+
+        for path in imports:
+            run_file(path, where="--import")
 
 
 @app.command("list")
@@ -53,16 +69,17 @@ def list_command() -> None:
     from .blocks.registry import discover, parts
     from .recipes import RECIPES
 
-    discover()
-    console = _console()
-    table = Table("recipe", "what it is", title="Recipes", title_justify="left", box=None)
+    failed = discover()
+    table = Table("recipe", "what it is", **PLAIN)
     for name, make in RECIPES.items():
         table.add_row(name, _first_line(make))
-    console.print(table)
-    table = Table("part", "what it is", title="\nParts", title_justify="left", box=None)
+    table.add_row()
+    table.add_row("part", "what it is", style="bold")
     for cls in parts():
         table.add_row(cls.kind, _first_line(cls))
-    console.print(table)
+    _console().print(table)
+    for failure in failed:
+        print(f"warning: {failure}", file=sys.stderr)
 
 
 @app.command()
@@ -70,6 +87,7 @@ def show(
     recipe: RecipeName,
     settings: Settings = None,
     resolution: Annotated[int, typer.Option(help="side in pixels of the image whose cost is counted")] = 256,
+    only_json: Annotated[bool, typer.Option("--json", help="print the config alone, for a file of your own")] = False,
 ) -> None:
     """Show a recipe: its resolved config, parameters, latent shape, and the cost of encoding and decoding."""
     import json
@@ -79,10 +97,14 @@ def show(
     from .recipes import find
 
     made = find(recipe, settings or ())
-    counts = count(made.model, resolution=resolution)
     console = _console()
+    if only_json:
+        console.print_json(json.dumps(encode(made)))
+        return
+    counts = count(made.model, resolution=resolution)
     console.print_json(json.dumps(encode(made)))
-    table = Table(title=f"{made.name}  {made.id}", title_justify="left", show_header=False, box=None)
+    console.print(f"\n{made.name} ({made.id})", highlight=False)
+    table = Table(show_header=False, **PLAIN)
     for name, number in counts.parameters.items():
         table.add_row(f"parameters of {name}", f"{number:,}")
     table.add_row("parameters", f"{counts.total:,}")
@@ -98,17 +120,18 @@ def train(
     recipe: RecipeName,
     data: DataFolder = None,
     settings: Settings = None,
-    out: Annotated[Path | None, typer.Option(help="run folder; default: runs/RECIPE")] = None,
+    out: Annotated[Path | None, typer.Option(help="run folder; default: runs/RECIPE", metavar="DIR")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on from the newest checkpoint in --out")] = False,
     device: Device = None,
-    workers: Annotated[int, typer.Option(help="processes that read images")] = 0,
-    keep: Annotated[int, typer.Option(help="checkpoints to keep besides the best")] = 2,
+    workers: Annotated[int, typer.Option(help="processes that read images", min=0)] = 0,
+    keep: Annotated[int, typer.Option(help="checkpoints to keep besides the best", min=1)] = 2,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="mirror metrics to OUT/tensorboard")] = False,
 ) -> None:
     """Train a recipe. Under torchrun, all processes share each batch."""
+    from .blocks.registry import override
     from .recipes import find
 
-    made = _with_data(find(recipe, settings or ()), data)
+    made = override(_with_data(find(recipe), data), settings or ())
     folder = out or Path("runs") / made.name
     _train(made, folder, resume=resume, device=device, workers=workers, keep=keep, tensorboard=tensorboard)
     if _leads():
@@ -117,43 +140,45 @@ def train(
 
 @app.command("eval")
 def eval_command(
-    model: Annotated[str, typer.Argument(help="a run folder, a model folder or file, or a hub id", metavar="RUN")],
+    model: ModelName,
     data: DataFolder = None,
     out: Annotated[
-        Path | None, typer.Option(help="folder for the JSON; default: RUN/evaluation, or evaluation")
+        Path | None,
+        typer.Option(help="folder for the JSON; default: MODEL/evaluation of a run, else evaluation", metavar="DIR"),
     ] = None,
     device: Device = None,
 ) -> None:
     """Measure a model on held-out images: PSNR, SSIM, alignment, latent statistics, and a linear baseline."""
-    from .evaluation import results_table
-
-    results = _evaluate(model, data, out, device)
-    console = _console()
-    for path, result in results:
-        console.print(results_table([result]))
-        console.print(f"written: {path}", highlight=False)
+    loaded, run = _load(model, device)
+    for path in _evaluate(loaded, run, data, out or (run.folder if run else Path()) / "evaluation"):
+        _console().print(f"written: {path}", highlight=False)
 
 
 @app.command()
 def reconstruct(
-    model: Annotated[str, typer.Argument(help="a run folder, a model folder or file, or a hub id")],
+    model: ModelName,
     images: Annotated[list[Path], typer.Argument(help="pictures of any size", metavar="IMAGES...")],
-    out: Annotated[Path, typer.Option(help="folder for the PNG files")],
-    steps: Annotated[int, typer.Option(help="decoder evaluations")] = 1,
+    out: Annotated[Path, typer.Option(help="folder for the PNG files", metavar="DIR")],
+    steps: Annotated[int, typer.Option(help="decoder evaluations", min=1)] = 1,
     guidance: Annotated[float, typer.Option(help="path-drop guidance strength; 1 is none")] = 1.0,
     seed: Annotated[int, typer.Option(help="of the decoder's noise")] = 0,
     side_by_side: Annotated[bool, typer.Option("--side-by-side", help="put the original beside it")] = False,
     device: Device = None,
 ) -> None:
     """Encode and decode pictures and write what comes out."""
-    from .evaluation.reconstruct import reconstruct_files
-    from .families.diffae import InferenceConfig
+    from .evaluation import reconstruct_files
+    from .families import InferenceConfig
 
     settings = InferenceConfig(num_steps=steps, pdg=guidance != 1, pdg_strength=guidance, seed=seed)
     loaded, _ = _load(model, device)
-    written = reconstruct_files(loaded, images, out, inference=settings, side_by_side=side_by_side)
-    for path in written:
-        print(path)
+    reconstruct_files(
+        loaded,
+        images,
+        out,
+        inference=settings,
+        side_by_side=side_by_side,
+        on_image=lambda written, done, total: print(written),
+    )
 
 
 @app.command()
@@ -168,149 +193,160 @@ def report(
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(help="run folder")] = Path("runs/demo"),
+    out: Annotated[Path, typer.Option(help="run folder", metavar="DIR")] = Path("runs/demo"),
     settings: Settings = None,
     device: Device = None,
 ) -> None:
     """Train a small autoencoder on photographs, measure it on unseen ones, and write a report to look at."""
     from .recipes import find
 
-    made = find("demo/semdisdiffae", settings or ())
-    _train(made, out, resume=True, device=device)
-    _report(out, None, device)
+    _train(find("demo/semdisdiffae", settings or ()), out, resume=True, device=device)
+    page = _report(out, None, device)
     console = _console()
-    console.print(f"\nreport:      {(out / 'report.html').resolve()}", highlight=False)
-    console.print(f"model:       {out / 'model'}", highlight=False)
-    console.print(f"try it:      latelier reconstruct {out} PICTURE.jpg --out pictures", highlight=False)
+    console.print(f"\nreport:  {page.resolve()}", highlight=False)
+    console.print(f"model:   {out / 'model'}", highlight=False)
+    console.print(f"try it:  latelier reconstruct {out} PICTURE.jpg --out pictures", highlight=False)
 
 
 # --- what the commands share --------------------------------------------------------------------------------------
 
+PLAIN: dict[str, Any] = {"box": None, "pad_edge": False, "header_style": "bold"}
+
+
+def _console() -> Console:
+    """Wraps lines on terminals only."""
+    return Console(soft_wrap=True, width=None if sys.stdout.isatty() else 1000)
+
 
 def _first_line(documented: Any) -> str:
-    return (documented.__doc__ or "").strip().partition("\n")[0]
+    return (documented.__doc__ or "").strip().partition("\n")[0].replace("``", "")
 
 
 def _leads() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def _device(name: str | None) -> "torch.device":
+    """The device of that name, or by default this process's CUDA device, where there is one."""
+    import torch
+
+    name = name or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"--device: takes cpu, cuda, cuda:1 and so on, got {name!r}") from None
+    if device.type != "cuda":
+        return device
+    index = int(os.environ.get("LOCAL_RANK", "0")) if device.index is None else device.index
+    if index >= torch.cuda.device_count():
+        raise ValueError(f"--device: there are {torch.cuda.device_count()} CUDA devices here, got {name!r}; try cpu")
+    return torch.device("cuda", index)
+
+
 def _with_data(recipe: "Recipe", data: Path | None) -> "Recipe":
-    from dataclasses import replace
+    from .training import FolderDataConfig
 
-    from .training.sources import FolderDataConfig
-
-    return recipe if data is None else replace(recipe, data=FolderDataConfig(path=str(data)))
-
-
-def _folder(path: Path) -> Any:
-    """Every image of a folder, as a source."""
-    from .training.sources import FolderSource, list_images
-
-    return FolderSource(path, list_images(path, where="--data"))
+    if data is None:
+        return recipe
+    base = recipe.data if isinstance(recipe.data, FolderDataConfig) else FolderDataConfig()
+    return replace(recipe, data=replace(base, path=str(data)))
 
 
-def _train(recipe: "Recipe", folder: Path, **options: Any) -> None:
-    from .training.engine import train
-    from .training.progress import ProgressWatcher
+def _train(recipe: "Recipe", folder: Path, *, resume: bool, device: str | None, **options: Any) -> None:
+    from .training import ProgressWatcher, Watcher, train
 
+    options |= {"resume": resume, "device": _device(device)}
     if not _leads():
-        train(recipe, folder, **options)
+        train(recipe, folder, watcher=Watcher(), **options)
         return
     console = _console()
     console.print(f"recipe {recipe.name} ({recipe.id}) -> {folder}", highlight=False)
-    with ProgressWatcher(console) as watcher:
-        train(recipe, folder, watcher=watcher, **options)
+    try:
+        with ProgressWatcher(console) as watcher:
+            train(recipe, folder, watcher=watcher, **options)
+    except KeyboardInterrupt:
+        same = "the same command" if resume else "the same command with --resume"
+        print(f"\nstopped; {same} goes on from the newest checkpoint", file=sys.stderr)
+        raise typer.Exit(130) from None
 
 
-def _load(name: str, device: str | None) -> tuple[Any, Any]:
-    """Return (model, run or None)."""
-    import torch
-
+def _load(name: str, device: str | None) -> "tuple[Any, Run | None]":
+    """Load the model of a run, with the run, or a model by itself."""
     from . import load
-    from .training.runs import is_run, load_run
+    from .training import is_run, load_run
 
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if is_run(Path(name)):
-        run = load_run(name, device=device)
+    path, place = Path(name), _device(device)
+    if is_run(path):
+        run = load_run(path, device=place)
         return run.model, run
-    return load(name, device=device), None
+    if not path.exists() and path.parent != Path() and path.parent.is_dir():  # a slip, and no id for the hub
+        raise FileNotFoundError(f"{name}: no such file or folder; {str(path.parent)!r} holds {_listed(path.parent)}")
+    return load(name, device=place), None
 
 
-def _evaluate(name: str, data: Path | None, out: Path | None, device: str | None) -> list[tuple[Path, dict[str, Any]]]:
-    from .evaluation import ArchetypePSNRConfig, evaluate, save_result
+def _listed(folder: Path) -> str:
+    names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+    return ", ".join(map(repr, names[:8])) + (", ..." if len(names) > 8 else "") if names else "nothing"
 
-    model, run = _load(name, device)
-    if data is None and run is None:
-        raise ValueError("eval: a model by itself has no data; name a folder of images with --data")
-    recipe = run.recipe if run else None
-    held_out = _folder(data) if data else run.recipe.data.held_out()
-    training = run.recipe.data.training() if run and data is None else None
-    protocols = (run.recipe.evaluation if run else ()) or (ArchetypePSNRConfig(),)
-    folder = out or (Path(name) / "evaluation" if run else Path("evaluation"))
-    results = []
-    with _Counter(_console()) as counter:
-        for protocol in protocols:
+
+def _evaluate(model: Any, run: "Run | None", data: Path | None, folder: Path) -> list[Path]:
+    """Measure under the recipe's protocols; show and write the results."""
+    from .evaluation import ArchetypePSNRConfig, evaluate, results_table, save_result
+
+    if run is None:
+        if data is None:
+            raise ValueError("eval: a model by itself has no data; name a folder of images with --data")
+        protocols, settings = (ArchetypePSNRConfig(),), {}
+    else:
+        protocols = run.recipe.evaluation
+        if not protocols:
+            raise ValueError(f"{run.folder}: the recipe {run.recipe.name!r} names no protocol in 'evaluation'")
+        settings = {"teacher": run.recipe.teacher, "predict_tokens": run.predict_tokens, "recipe": run.recipe}
+        if data is None:
+            settings["training"] = run.recipe.data.training()
+    written, console = [], _console()
+    for protocol in protocols:
+        with console.status("measuring") as status:  # quiet where there is no terminal
             result = evaluate(
                 model,
-                held_out,
-                training=training,
+                _held_out(run, data),
                 protocol=protocol,
-                teacher=recipe.teacher if recipe else None,
-                predict_tokens=run.predict_tokens if run else None,
-                recipe=recipe,
-                on_progress=counter,
+                on_progress=lambda what, done, total: status.update(f"{what}: {done} of {total}"),
+                **settings,
             )
-            results.append((save_result(result, folder), result))
-    return results
+        written.append(save_result(result, folder))
+        console.print(results_table([result]))
+    return written
 
 
-def _report(run: Path, data: Path | None, device: str | None) -> Path:
-    from .evaluation import results_table
-    from .evaluation.report import write_report
+def _held_out(run: "Run | None", data: Path | None) -> Any:
+    """Every image of the folder, or what the recipe holds out."""
+    from .training import FolderSource, list_images
 
-    model, loaded = _load(str(run), device)
-    if loaded is None:
-        raise FileNotFoundError(f"{run}: holds no run; a run folder has recipe.json")
-    results = _evaluate(str(run), data, None, device)
-    for _, result in results:
-        _console().print(results_table([result]))
-    held_out = _folder(data) if data else loaded.recipe.data.held_out()
-    protocol = loaded.recipe.evaluation[0] if loaded.recipe.evaluation else None
-    return write_report(run, model, held_out, protocol=protocol)
+    if data is not None:
+        return FolderSource(data, list_images(data, where="--data"))
+    assert run is not None
+    return run.recipe.data.held_out()
 
 
-class _Counter:
-    """Progress of an evaluation, on terminals only."""
+def _report(folder: Path, data: Path | None, device: str | None) -> Path:
+    from .evaluation import write_report
+    from .training import load_run
 
-    def __init__(self, console: Console) -> None:
-        self.status = console.status("measuring") if console.is_terminal else None
-
-    def __enter__(self) -> "_Counter":
-        if self.status:
-            self.status.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        if self.status:
-            self.status.stop()
-
-    def __call__(self, what: str, done: int, total: int) -> None:
-        if self.status:
-            self.status.update(f"{what}: {done} of {total}")
+    run = load_run(folder, device=_device(device))
+    _evaluate(run.model, run, data, folder / "evaluation")
+    return write_report(folder, run.model, _held_out(run, data), protocol=run.recipe.evaluation[0])
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command; a user's mistake becomes one line, not a traceback (LATELIER_TRACEBACK=1 shows it)."""
-    from .training.engine import TrainingError
-
     try:
         app(args=None if arguments is None else list(arguments))
-    except KeyboardInterrupt:
-        print("\nstopped; a training run goes on with --resume", file=sys.stderr)
-        raise SystemExit(130) from None
-    except (ValueError, OSError, ImportError, TrainingError) as error:
-        if os.environ.get("LATELIER_TRACEBACK"):
+    except Exception as error:
+        from .training import TrainingError  # late: `latelier --help` needs no torch
+
+        mistake = isinstance(error, (ValueError, OSError, ImportError, TrainingError))
+        if os.environ.get("LATELIER_TRACEBACK") or not mistake:
             raise
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(1) from None

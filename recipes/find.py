@@ -1,73 +1,126 @@
-"""Recipes by name, from a user's own Python file, or from JSON or YAML."""
+"""Recipes by name, from a user's own Python file, from JSON or YAML, or from a run folder."""
 
 import importlib.util
 import json
+import re
 import sys
-from collections.abc import Callable, Iterable, Mapping
+import traceback
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
+from types import FunctionType, ModuleType
 from typing import Any
 
 from ..blocks.registry import PartError, decode, override
+from ..training.engine import RECIPE
 from ..training.recipe import Recipe
 
 
 def find(name: str, settings: Iterable[str] = ()) -> Recipe:
     """Return the recipe that ``name`` stands for, changed by ``settings`` (see :func:`blocks.override`).
 
-    ``name`` is a name of ``RECIPES``, ``./file.py:function``, or a JSON or YAML file such as a run's ``recipe.json``.
+    ``name`` is a name of ``RECIPES``, ``./file.py:function``, a JSON or YAML file, or a run folder.
 
     Raises:
-        PartError: no such recipe, a file that cannot be read, or a setting that does not fit.
+        PartError: no such recipe, a file that cannot be read or fails, or a setting that does not fit.
     """
-    file, _, attribute = name.rpartition(":")
-    if file.endswith(".py"):
-        recipe = _from_python(Path(file), attribute)
-    elif name.endswith((".json", ".yaml", ".yml")):
-        recipe = decode(_read(Path(name)), Recipe)
-    else:
-        recipe = _named(name)()
-    return override(recipe, settings)
+    return override(_find(name), settings)
 
 
-def _named(name: str) -> Callable[..., Recipe]:
+def _find(name: str) -> Recipe:
     from . import RECIPES
 
     if name in RECIPES:
-        return RECIPES[name]
+        return RECIPES[name]()
+    path, (file, _, attribute) = Path(name), name.rpartition(":")
+    if file.endswith(".py"):
+        return _from_python(Path(file), attribute)
+    if name.endswith(".py"):
+        return _from_python(path, "")
+    if name.endswith((".json", ".yaml", ".yml")):
+        return _from_data(path)
+    if (path / RECIPE).is_file():
+        return _from_data(path / RECIPE)
     close = get_close_matches(name, RECIPES, n=1)
     hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(map(repr, RECIPES))}"
     raise PartError("recipe", f"none is named {name!r}; {hint}")
 
 
+# --- Python -------------------------------------------------------------------------------------------------------
+
+
 def _from_python(path: Path, attribute: str) -> Recipe:
-    if not path.is_file():
-        raise PartError("recipe", f"there is no file {str(path)!r}")
-    module_name = f"latelier_user_{path.stem}"
-    spec = importlib.util.spec_from_file_location(module_name, path)
-    assert spec is not None and spec.loader is not None
-    module = sys.modules[module_name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    made = getattr(module, attribute, None)
+    module = run_file(path)
+    own = [k for k, v in vars(module).items() if isinstance(v, FunctionType) and v.__module__ == module.__name__]
+    if not attribute:
+        raise PartError(str(path), f"is a file of recipes; write {path}:{own[0] if own else 'function'}")
+    if not hasattr(module, attribute):
+        raise PartError(str(path), f"has no function {attribute!r}; it has {', '.join(map(repr, own)) or 'none'}")
+    made = getattr(module, attribute)
     if callable(made):
-        made = made()
+        with _naming_the_line(path):
+            made = made()
     if not isinstance(made, Recipe):
-        raise PartError("recipe", f"{str(path)!r} has no recipe function {attribute!r}; write ./file.py:function")
+        raise PartError(str(path), f"{attribute!r} gives {made!r}; it must return a Recipe")
     return made
 
 
-def _read(path: Path) -> Mapping[str, Any]:
+def run_file(path: Path, *, where: str = "recipe") -> ModuleType:
+    """Run a user's Python file; parts that it declares are known from then on.
+
+    Raises:
+        PartError: there is no such file, or it fails; the message names its line.
+    """
+    name = f"latelier_user_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path) if path.is_file() else None
+    if spec is None or spec.loader is None:
+        raise PartError(where, f"there is no Python file {str(path)!r}")
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    with _naming_the_line(path):
+        spec.loader.exec_module(module)
+    return module
+
+
+@contextmanager
+def _naming_the_line(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        inside = [f.lineno for f in traceback.extract_tb(error.__traceback__) if Path(f.filename) == path.absolute()]
+        line = error.lineno if isinstance(error, SyntaxError) else inside[-1] if inside else 1
+        text = error.msg if isinstance(error, SyntaxError) else str(error)
+        name = "" if isinstance(error, PartError) else f"{type(error).__name__}: "
+        raise PartError(f"{path}:{line}", name + text) from error
+
+
+# --- JSON and YAML ------------------------------------------------------------------------------------------------
+
+
+def _from_data(path: Path) -> Recipe:
     if not path.is_file():
         raise PartError("recipe", f"there is no file {str(path)!r}")
-    text = path.read_text(encoding="utf-8")
-    if path.suffix == ".json":
-        try:
-            return json.loads(text)
-        except json.JSONDecodeError as error:
-            raise PartError("recipe", f"{str(path)!r} is no JSON ({error})") from None
+    kind, read = ("JSON", json.loads) if path.suffix == ".json" else ("YAML", _yaml)
+    try:
+        tree = read(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise PartError(str(path), f"is no {kind} ({error})") from None
+    try:
+        return decode(tree, Recipe)
+    except PartError as error:
+        raise PartError(f"{path}: {error.where}", error.what) from None
+
+
+def _yaml(text: str) -> Any:
     import yaml  # comes with huggingface_hub
 
+    class Loader(yaml.SafeLoader):
+        """Takes 1e-4 for a number, as YAML 1.2 does."""
+
+    Loader.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+    )
     try:
-        return yaml.safe_load(text)
+        return yaml.load(text, Loader)
     except yaml.YAMLError as error:
-        raise PartError("recipe", f"{str(path)!r} is no YAML ({error})") from None
+        raise ValueError(" ".join(str(error).split())) from None
