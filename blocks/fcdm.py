@@ -46,8 +46,8 @@ class FCDMBlock(nn.Module):
         return x + gate * y
 
     def _activate(self, hidden: Map) -> Map:
-        """GELU, then GRN; where nothing is kept for gradients, in the memory of ``hidden``, the largest map by far."""
-        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        """GELU, then GRN; in the memory of ``hidden``, the largest map by far, where nobody else may hold it."""
+        if torch.is_grad_enabled() or torch.compiler.is_compiling() or self.pwconv1._forward_hooks:
             return self.grn(F.gelu(hidden))
         return self.grn(torch.ops.aten.gelu_(hidden), inplace=True)
 

@@ -8,8 +8,8 @@ They are checked under the import hook (tests, notebooks), never in shipped code
 from jaxtyping import Float
 from torch import Tensor
 
-Image = Float[Tensor, "b 3 H W"]
-"""RGB, NCHW; in [-1, 1] at the surface of families, in [0, 1] at the surface of teachers."""
+Image = Float[Tensor, "b rgb H W"]
+"""NCHW, three channels in everything published; in [-1, 1] at the surface of families, in [0, 1] at the surface of teachers."""
 
 Map = Float[Tensor, "b c h w"]
 """Activations on the patch grid."""

@@ -162,6 +162,8 @@ class FamilyConfig(Part, ABC):
     """A whole model between images and latents ``[b, latent_channels, H/stride, W/stride]``."""
 
     slot: ClassVar[str] = "family"
+    channels: int
+    """Of the images."""
 
     @property
     @abstractmethod

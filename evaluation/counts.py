@@ -36,7 +36,7 @@ def count(config: FamilyConfig, *, resolution: int = 256) -> Counts:
         model: Any = config.build().eval()
         side = resolution // config.stride
         latents = torch.zeros(1, config.latent_channels, side, side)
-        images = torch.zeros(1, 3, resolution, resolution)
+        images = torch.zeros(1, config.channels, resolution, resolution)
     parameters = {name: sum(p.numel() for p in child.parameters()) for name, child in model.named_children()}
     parameters = {name: number for name, number in parameters.items() if number}
     flops: dict[str, int | None] = {"encode": None, "decode": None}
@@ -50,7 +50,7 @@ def count(config: FamilyConfig, *, resolution: int = 256) -> Counts:
     return Counts(
         parameters=parameters,
         latent=(config.latent_channels, side, side),
-        compression=3 * config.stride**2 / config.latent_channels,
+        compression=config.channels * config.stride**2 / config.latent_channels,
         encode_flops=flops["encode"],
         decode_flops=flops["decode"],
     )

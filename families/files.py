@@ -171,6 +171,11 @@ def load_folder(
     if not isinstance(model, model_class):
         raise PartError(where, f"holds {config.kind!r}, a {type(model).__name__}, not a {model_class.__name__}")
     assign(model, tensors, where=str(weights_path))
+    if _parse(header.get("latelier.config", "{}"), str(weights_path)) not in ({}, encode(config)):
+        raise CheckpointError(
+            f"{where}: describes another model than the header of {weights_path.name} does; "
+            "one of the two was replaced: save the model again"
+        )
     return model.to(device=device, dtype=dtype).eval()
 
 

@@ -47,8 +47,9 @@ def pytest_runtest_setup() -> None:
 
 @pytest.fixture(autouse=True)
 def _forget_parts_that_a_test_declares() -> Iterator[None]:
-    from latelier.blocks import registry
+    from latelier.blocks import discover, registry
 
+    discover()  # what a test is the first to import must stay declared
     before = dict(registry._declared)
     yield
     registry._declared.clear()

@@ -5,6 +5,7 @@ import os
 import shutil
 import stat
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -31,6 +32,7 @@ from latelier.blocks import (
     PointPosteriorConfig,
     SkipDecoderConfig,
     StackEncoderConfig,
+    VPScheduleConfig,
     WhiteningConfig,
     encode,
     part,
@@ -422,3 +424,16 @@ def test_a_refused_checkpoint_changes_nothing_in_the_model() -> None:
         "here: has tensor 'surplus' that the model has not"
     )
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_a_config_that_the_weights_were_not_written_with_is_refused(tmp_path: Path) -> None:
+    """As a kill between the two files leaves it, when another model is saved over a first."""
+    awake().save_pretrained(tmp_path)
+    other = replace(TINY, schedule=VPScheduleConfig(logsnr_max=8.0))
+    (tmp_path / "config.json").write_text(json.dumps(encode(other)))
+    with pytest.raises(CheckpointError) as caught:
+        SemDisDiffAE.from_pretrained(tmp_path)
+    assert str(caught.value) == (
+        f"{tmp_path / 'config.json'}: describes another model than the header of model.safetensors does; "
+        "one of the two was replaced: save the model again"
+    )
