@@ -77,7 +77,7 @@ def list_command() -> None:
     table.add_row("part", "what it is", style="bold")
     for cls in parts():
         table.add_row(cls.kind, _first_line(cls))
-    _console().print(table)
+    _print_table(table)
     for failure in failed:
         print(f"warning: {failure}", file=sys.stderr)
 
@@ -112,7 +112,7 @@ def show(
     table.add_row(f"latent at {resolution} px", f"{shape}, {counts.compression:.3g}x fewer numbers than the image")
     for name, flops in (("encode", counts.encode_flops), ("decode, 1 step", counts.decode_flops)):
         table.add_row(f"{name} at {resolution} px", "-" if flops is None else f"{flops / 1e9:.2f} GFLOP")
-    console.print(table)
+    _print_table(table)
 
 
 @app.command()
@@ -216,6 +216,15 @@ PLAIN: dict[str, Any] = {"box": None, "pad_edge": False, "header_style": "bold"}
 def _console() -> Console:
     """Wraps lines on terminals only."""
     return Console(soft_wrap=True, width=None if sys.stdout.isatty() else 1000)
+
+
+def _print_table(table: Table) -> None:
+    """Print without the spaces that fill the last column."""
+    console = _console()
+    with console.capture() as captured:
+        console.print(table)
+    for line in captured.get().splitlines():
+        print(line.rstrip())
 
 
 def _first_line(documented: Any) -> str:
