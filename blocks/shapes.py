@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 Image = Float[Tensor, "b rgb H W"]
-"""NCHW, three channels in everything published; in [-1, 1] at the surface of families, in [0, 1] at the surface of teachers."""
+"""NCHW, RGB in everything published; in [-1, 1] at the surface of families, in [0, 1] at the surface of teachers."""
 
 Map = Float[Tensor, "b c h w"]
 """Activations on the patch grid."""
