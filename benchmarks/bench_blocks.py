@@ -2,15 +2,17 @@
 
 import pytest
 import torch
-from measuring import TOLERANCE, Table, awake, draw, flops, interleaved
+from measuring import Table, assert_agrees, awake, draw, flops, interleaved
 from torch import Tensor
 
-from latelier.blocks import BlockConfig, parts
+from latelier.blocks import BlockConfig, decode, parts
 
 WIDTH, COND, BATCH, SIDE = 384, 64, 2, 16
 
 
-@pytest.mark.parametrize("config", [make() for make in parts(BlockConfig)], ids=lambda config: config.kind)
+@pytest.mark.parametrize(
+    "config", [decode(cls.kind, BlockConfig) for cls in parts(BlockConfig)], ids=lambda config: config.kind
+)
 @pytest.mark.parametrize("cond", [None, COND], ids=["plain", "conditioned"])
 def bench_block(config: BlockConfig, cond: int | None, table: Table) -> None:
     block = awake(config.build(WIDTH, cond=cond))
@@ -27,7 +29,7 @@ def bench_block(config: BlockConfig, cond: int | None, table: Table) -> None:
         torch.autograd.grad(out, [*leaves, *block.parameters()], torch.ones_like(out))
         return out
 
-    torch.testing.assert_close(forward(), training().detach(), **TOLERANCE)
+    assert_agrees(forward(), training().detach())
     times = interleaved({"forward": forward, "training": training})
     table.add(
         block=config.kind,

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from measuring import DTYPE, TOLERANCE, Table, awake, draw, interleaved
+from measuring import DTYPE, Table, assert_agrees, awake, draw, interleaved
 from torch import Tensor
 
 from latelier.blocks import (
@@ -87,7 +87,7 @@ def _cases() -> dict[str, Case]:
 def bench_kernel(name: str, table: Table) -> None:
     kernel, formula, inputs = _cases()[name]
     expected = formula(*(x.double() for x in inputs)).to(DTYPE)
-    torch.testing.assert_close(kernel(*inputs), expected, **TOLERANCE)
+    assert_agrees(kernel(*inputs), expected)
     times = interleaved({name: lambda: kernel(*inputs)})
     shape = " x ".join(map(str, inputs[0].shape))
     table.add(kernel=name, input=shape, time=times[name])
