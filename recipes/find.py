@@ -88,10 +88,11 @@ def _naming_the_line(path: Path) -> Iterator[None]:
         yield
     except Exception as error:
         inside = [f.lineno for f in traceback.extract_tb(error.__traceback__) if Path(f.filename) == path.absolute()]
-        line = error.lineno if isinstance(error, SyntaxError) else inside[-1] if inside else 1
-        text = error.msg if isinstance(error, SyntaxError) else str(error)
-        name = "" if isinstance(error, PartError) else f"{type(error).__name__}: "
-        raise PartError(f"{path}:{line}", name + text) from error
+        line, text = inside[-1:], str(error)
+        if isinstance(error, SyntaxError):
+            line, text = [error.lineno], error.msg
+        where = ":".join(map(str, [path, *line]))
+        raise PartError(where, text if isinstance(error, PartError) else f"{type(error).__name__}: {text}") from error
 
 
 # --- JSON and YAML ------------------------------------------------------------------------------------------------
