@@ -88,6 +88,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         with pytest.raises(SystemExit) as caught:
             main(["train", "./mine.py:tiny"])
     assert caught.value.code == 0
+    del registry._declared["block/of_a_user"]
     return folder
 
 
@@ -235,7 +236,7 @@ def test_a_part_of_a_users_file_lives_in_runs(run: Latelier, here: Path) -> None
     assert (said.code, said.err) == (
         1,
         "error: mine/recipe.json: config.model.encoder.block: no part is named 'block/of_another_user'; "
-        "did you mean 'block/of_a_user'?\n",
+        "known: 'block/dit', 'block/fcdm'\n",
     )
     assert "parameters of encoder" in good(run("--import", "other.py", "show", "mine"))
 
