@@ -198,8 +198,13 @@ def demo(
     device: Device = None,
 ) -> None:
     """Train a small autoencoder on photographs, measure it on unseen ones, and write a report to look at."""
+    import torch
+
     from .recipes import find
 
+    torch.set_num_threads(
+        1
+    )  # its maps are too small for more: where others use the cores, two threads wait for another
     _train(find("demo/semdisdiffae", settings or ()), out, resume=True, device=device)
     page = _report(out, None, device)
     console = _console()

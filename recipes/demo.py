@@ -21,7 +21,7 @@ def semdisdiffae(
     block: BlockConfig = FCDMBlockConfig(),
     teacher: TeacherConfig = HOGConfig(patch=8),
     data: DataConfig = PhotographsConfig(),
-    steps: int = 1500,
+    steps: int = 1200,
 ) -> Recipe:
     """A small SemDisDiffAE (patch 8, 32 channels, width 96) on photographs; ``make demo`` trains it."""
     model = DiffAEConfig(
