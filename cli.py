@@ -202,9 +202,8 @@ def demo(
 
     from .recipes import find
 
-    torch.set_num_threads(
-        1
-    )  # its maps are too small for more: where others use the cores, two threads wait for another
+    # Its maps are too small for more: where others use the cores too, threads only wait for one another.
+    torch.set_num_threads(1)
     _train(find("demo/semdisdiffae", settings or ()), out, resume=True, device=device)
     page = _report(out, None, device)
     console = _console()
