@@ -75,7 +75,7 @@ def _modulated(x: Tokens, shift: Tensor, scale: Tensor) -> Tokens:
 
 @part("block/dit")
 class DiTBlockConfig(BlockConfig):
-    """Width of a head (divides the width) and expansion of the MLP."""
+    """Transformer block: RoPE attention in heads of ``head_width``, and an MLP ``expand`` times as wide."""
 
     head_width: int = 64
     expand: float = 4.0

@@ -54,7 +54,7 @@ class FCDMBlock(nn.Module):
 
 @part("block/fcdm")
 class FCDMBlockConfig(BlockConfig):
-    """Side of the depthwise kernel (odd) and channel expansion."""
+    """Modulated ConvNeXt block: depthwise ``kernel`` (odd), then an MLP ``expand`` times as wide with GRN."""
 
     kernel: int = 7
     expand: float = 4.0

@@ -36,7 +36,10 @@ class Flux2Latents(nn.Module):
 
 @part("teacher/flux2_latents")
 class Flux2LatentsConfig(TeacherConfig):
-    """``weights``: hub id or local folder of an ``AutoencoderKLFlux2``; None builds it with random weights."""
+    """FLUX.2's normalised latents as tokens, 128 channels at stride 16.
+
+    ``weights`` is a hub id or local folder of an ``AutoencoderKLFlux2``; None builds it with random weights.
+    """
 
     weights: str | None = "black-forest-labs/FLUX.2-dev"
     subfolder: str = "vae"

@@ -36,7 +36,10 @@ class NoisyLatentHead(nn.Module):
 
 @part("head/noisy_latent")
 class NoisyLatentHeadConfig(HeadConfig):
-    """``width`` None takes the teacher's; then there is no projection after the blocks."""
+    """Predicts teacher tokens from noised latents and their noise level.
+
+    ``width`` None takes the teacher's; then there is no projection after the blocks.
+    """
 
     width: int | None = None
     block: BlockConfig = DiTBlockConfig()

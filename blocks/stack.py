@@ -35,7 +35,7 @@ class StackEncoder(nn.Module):
 
 @part("encoder/stack")
 class StackEncoderConfig(EncoderConfig):
-    """``depth`` blocks of one kind."""
+    """Patchify, then ``depth`` blocks of one kind."""
 
     block: BlockConfig = FCDMBlockConfig()
     depth: int = 4
@@ -113,7 +113,10 @@ def _run(blocks: nn.ModuleList, x: Map, modulations: list[Tensor]) -> Map:
 
 @part("decoder/skip")
 class SkipDecoderConfig(DecoderConfig):
-    """``start + middle + end`` blocks of one kind; ``rank`` of each block's own modulation."""
+    """Denoiser with a skip around its middle: ``start + middle + end`` blocks of one kind.
+
+    ``rank`` is that of each block's own part of the modulation.
+    """
 
     block: BlockConfig = FCDMBlockConfig()
     start: int = 2

@@ -69,7 +69,11 @@ def sid2_weight(schedule: VPSchedule, t: Times, *, bias: float = -2.0) -> Times:
 
 @part("schedule/vp")
 class VPScheduleConfig(ScheduleConfig):
-    """Ends of the log-SNR, the images' standard deviation s, and SiD2's resolution shift (0 in every release)."""
+    """Cosine-interpolated log-SNR between two ends.
+
+    ``noise_std`` is s, the images' standard deviation; the two shifts are SiD2's for other resolutions, 0 in every
+    release.
+    """
 
     logsnr_max: float = 10.0
     logsnr_min: float = -10.0

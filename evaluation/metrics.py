@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 from torch import Tensor
-from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
 from ..blocks.shapes import Image
 
@@ -28,6 +27,8 @@ def psnr(reconstruction: Image, original: Image, *, data_range: float | int) -> 
     Raises:
         ValueError: ``data_range`` is not the range of the original.
     """
+    from torchmetrics.functional.image import peak_signal_noise_ratio  # late: it takes seconds
+
     low, high = _bounds(original, data_range, where="psnr")
     return peak_signal_noise_ratio(
         reconstruction.double().clamp(low, high),
@@ -44,6 +45,8 @@ def ssim(reconstruction: Image, original: Image, *, data_range: float | int) -> 
     The mean is over the whole image, mirrored at its edges, as torchmetrics has it; scikit-image leaves five pixels
     out at each edge.
     """
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
     low, high = _bounds(original, data_range, where="ssim")
     if min(original.shape[2:]) < SSIM_WINDOW:
         size = "x".join(map(str, original.shape[2:]))

@@ -11,7 +11,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
-from ..blocks.shapes import Image, Latent
+from ..blocks.shapes import Image
 
 AMPLIFICATION = 4.0
 
@@ -27,7 +27,7 @@ def difference(reconstruction: Image, original: Image, *, factor: float = AMPLIF
     return (factor * (reconstruction - original)).clamp(-1, 1)
 
 
-def latent_colours(latents: Sequence[Latent]) -> list[PIL.Image.Image]:
+def latent_colours(latents: Sequence[Float[Tensor, "_ z _ _"]]) -> list[PIL.Image.Image]:
     """Three principal components of the latents as red, green and blue, a pixel for each latent position.
 
     The basis is fitted on all positions of the whole set, so that a colour means the same in every picture. A

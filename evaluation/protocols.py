@@ -108,8 +108,9 @@ class ArchetypePSNRConfig(ProtocolConfig):
         with frozen(model):
             for index in range(len(images)):
                 name = images.name(index)
+                picture = images.read(index)
                 try:
-                    original = self.prepare(images.read(index), stride=model.stride)
+                    original = self.prepare(picture, stride=model.stride)
                     latent = model.encode(placed_like(model, original))
                     output = model.decode(latent, *original.shape[2:], self.inference(name)).float().cpu()
                     if not torch.isfinite(output).all():

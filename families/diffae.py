@@ -247,7 +247,7 @@ def _nearest(size: int, stride: int) -> int:
 
 @part("family/semdisdiffae")
 class DiffAEConfig(FamilyConfig):
-    """Sizes of a diffusion autoencoder and its swappable parts; the defaults are the published SemDisDiffAE.
+    """A diffusion autoencoder: its sizes and swappable parts; the defaults are the published SemDisDiffAE.
 
     Attributes:
         channels: of the image.

@@ -214,6 +214,12 @@ def test_a_finished_run_resumes_to_itself(run: Latelier, here: Path) -> None:
     assert all(torch.equal(tensor, after[0][name]) for name, tensor in before[0].items())
 
 
+def test_a_run_that_failed_before_its_first_checkpoint_may_be_started_again(run: Latelier) -> None:
+    command = ("train", "mine.py:tiny", "--out", "new")
+    assert run(*command, "--data", "nowhere").code == 1
+    good(run(*command))
+
+
 def test_a_stopped_run_says_how_to_go_on(run: Latelier, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*arguments: object, **options: object) -> None:
         raise KeyboardInterrupt
@@ -339,7 +345,7 @@ def test_demo_ends_with_a_page_and_starts_where_it_stopped(
         ("eval runs/tiny --data nowhere", "--data: there is no folder 'nowhere'; name one that holds images"),
         (
             "eval runs/tiny --data broken",
-            "a.png: broken/a.png: cannot be read as an image (no known image format); "
+            "broken/a.png: cannot be read as an image (no known image format); "
             'remove it or pass on_error="skip"',
         ),
         (

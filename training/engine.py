@@ -64,7 +64,7 @@ def train(
     folder = Path(folder)
     with join(device) as world:
         checkpoints = Checkpoints(folder / "checkpoints", recipe, keep=keep)
-        if not resume and (folder / RECIPE).exists():
+        if not resume and (checkpoints.all() or (folder / MODEL).exists()):
             raise FileExistsError(f"{folder}: holds a run already; go on with --resume, or choose another --out")
         latest = checkpoints.latest() if resume else None
         world.wait()
@@ -158,7 +158,7 @@ class Trainer:
     def _run_stage(self, stage: StageConfig, position: Position, records: Records | None) -> Position:
         module: nn.Module = self.objective
         if self.world.size > 1:
-            module = DistributedDataParallel(self.objective, broadcast_buffers=False, find_unused_parameters=True)
+            module = DistributedDataParallel(self.objective, find_unused_parameters=True)
         rates = [group["lr"] for group in self.optimiser.param_groups]
         clock = time.perf_counter()
         with self._loader(stage, "data", workers=self.workers).iterate(position.step, stage.steps) as batches:
