@@ -312,7 +312,7 @@ def test_a_folder_without_weights_and_a_name_that_is_no_folder_say_so(folder: Pa
     (folder / "model.safetensors").unlink()
     message = f"{folder}: holds no model.safetensors; a model folder has config.json and model.safetensors"
     assert refusal(load, folder, error=FileNotFoundError) == message
-    for name in (str(tmp_path / "nowhere"), "./runs/demo", "~/nowhere", "nowhere", "a/b/c"):
+    for name in (str(tmp_path / "nowhere"), "./no/such", "~/nowhere", "nowhere", "a/b/c"):
         message = f"{name}: no such file or folder, and no hub repository 'owner/name'"
         assert refusal(load, name, error=FileNotFoundError) == message
 
