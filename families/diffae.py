@@ -177,6 +177,10 @@ class SemDisDiffAE(Float32Buffers):
         """As :meth:`encode_posterior`, with gradients."""
         if self.encoder is None:
             raise ValueError("encode: this model has a decoder only; its latents come from another model's encoder")
+        if images.ndim != 4 or images.shape[1] != self.config.channels:
+            raise ValueError(f"encode: takes images [b, {self.config.channels}, H, W], got {list(images.shape)}")
+        if not images.is_floating_point():
+            raise ValueError(f"encode: takes images in [-1, 1], got {images.dtype}; map bytes with x / 127.5 - 1")
         height, width = images.shape[2:]
         if height % self.stride or width % self.stride or not (height and width):
             raise ValueError(

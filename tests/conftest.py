@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
+import numpy as np
+import PIL.Image
 import pytest
 import torch
 
@@ -54,3 +56,14 @@ def _forget_parts_that_a_test_declares() -> Iterator[None]:
     yield
     registry._declared.clear()
     registry._declared.update(before)
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of eight small smooth pictures, for runs that train on something; leave it as it is."""
+    folder = tmp_path_factory.mktemp("pictures")
+    rng = np.random.default_rng(0)
+    for i in range(8):
+        small = PIL.Image.fromarray(rng.integers(0, 256, (5, 6, 3), dtype=np.uint8))
+        small.resize((40, 32), PIL.Image.Resampling.BICUBIC).save(folder / f"{i}.png")
+    return folder

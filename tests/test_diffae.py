@@ -342,6 +342,16 @@ def test_encode_refuses_sizes_that_its_stride_does_not_divide() -> None:
 
 
 @pytest.mark.usefixtures("as_users_run_it")
+def test_encode_refuses_what_is_no_batch_of_images() -> None:
+    model = TINY.build()
+    assert refusal(model.encode, images()[0]) == "encode: takes images [b, 3, H, W], got [3, 16, 24]"
+    assert refusal(model.encode, images()[:, :1]) == "encode: takes images [b, 3, H, W], got [2, 1, 16, 24]"
+    bytes_ = torch.zeros(1, 3, 16, 24, dtype=torch.uint8)
+    message = "encode: takes images in [-1, 1], got torch.uint8; map bytes with x / 127.5 - 1"
+    assert refusal(model.encode, bytes_) == message
+
+
+@pytest.mark.usefixtures("as_users_run_it")
 def test_decode_refuses_sizes_and_latents_that_do_not_fit() -> None:
     model, latents = TINY.build(), torch.randn(1, 6, 4, 6)
     divisible = "decode: height and width must be divisible by 4, got {}; try {}"

@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import PIL.Image
 import pytest
 import torch
 
@@ -52,17 +51,6 @@ from latelier.training import (
     read_records,
     train,
 )
-
-
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("pictures")
-    rng = np.random.default_rng(0)
-    for i in range(6):
-        small = PIL.Image.fromarray(rng.integers(0, 256, (5, 6, 3), dtype=np.uint8))
-        small.resize((40, 32), PIL.Image.Resampling.BICUBIC).save(folder / f"{i}.png")
-    return folder
-
 
 MODEL = DiffAEConfig(
     patch=8,

@@ -7,8 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
-import PIL.Image
 import pytest
 import torch
 
@@ -47,15 +45,10 @@ LOSS_TOLERANCE, WEIGHT_TOLERANCE = 1e-4, 1e-3  # relative; twelve steps of float
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> Path:
     folder = tmp_path_factory.mktemp("processes")
-    (folder / "pictures").mkdir()
-    rng = np.random.default_rng(0)
-    for i in range(9):
-        small = PIL.Image.fromarray(rng.integers(0, 256, (5, 6, 3), dtype=np.uint8))
-        small.resize((36, 30), PIL.Image.Resampling.BICUBIC).save(folder / "pictures" / f"{i}.png")
     for parts in (1, 2):
-        text = RECIPE.replace("PICTURES", repr(str(folder / "pictures"))).replace("ACCUMULATE", str(parts))
+        text = RECIPE.replace("PICTURES", repr(str(pictures))).replace("ACCUMULATE", str(parts))
         (folder / f"recipe{parts}.py").write_text(text)
     return folder
 

@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import jaxtyping
-import numpy as np
-import PIL.Image
 import pytest
 import torch
 
@@ -32,16 +30,6 @@ from latelier.training import (
     VPReconstructionConfig,
     train,
 )
-
-
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("pictures")
-    rng = np.random.default_rng(0)
-    for i in range(7):
-        small = PIL.Image.fromarray(rng.integers(0, 256, (6, 7, 3), dtype=np.uint8))
-        small.resize((36, 30), PIL.Image.Resampling.BICUBIC).save(folder / f"{i}.png")
-    return folder
 
 
 def small_recipe(pictures: Path, *, steps: int = 12, **stage: Any) -> Recipe:
