@@ -61,7 +61,7 @@ def test_peak_memory_counts_new_tensors_while_they_live(measuring: ModuleType) -
     def three_at_once() -> None:
         y, z = x + 1, x + 2
         y.view(2, 128).mul_(3)
-        y + z
+        _ = y + z
 
     def two_at_once() -> None:
         y = x + 1

@@ -4,6 +4,7 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -71,10 +72,9 @@ STAGE = StageConfig(
 HEAD = NoisyLatentHeadConfig(width=16, block=DiTBlockConfig(head_width=8))
 
 
-def recipe_of(pictures: Path, *stages: StageConfig, **changes: object) -> Recipe:
-    return Recipe(
-        **{"name": "test", "model": MODEL, "data": FolderDataConfig(path=str(pictures)), "stages": stages} | changes
-    )
+def recipe_of(pictures: Path, *stages: StageConfig, **changes: Any) -> Recipe:
+    base = Recipe(name="test", model=MODEL, data=FolderDataConfig(path=str(pictures)), stages=stages)
+    return replace(base, **changes)
 
 
 def metrics(folder: Path) -> list[dict[str, float]]:
@@ -107,7 +107,7 @@ def test_frozen_parameters_keep_their_bits_and_others_learn(pictures: Path, tmp_
     ],
 )
 def test_a_stage_that_cannot_be_run_is_refused(
-    change: dict[str, object], message: str, pictures: Path, tmp_path: Path
+    change: dict[str, Any], message: str, pictures: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(ValueError) as caught:
         train(recipe_of(pictures, replace(STAGE, **change)), tmp_path / "run")
@@ -398,7 +398,7 @@ def test_an_unfinished_run_says_how_to_go_on(pictures: Path, tmp_path: Path) -> 
         ),
     ],
 )
-def test_a_stage_that_makes_no_sense_is_refused(change: dict[str, object], message: str) -> None:
+def test_a_stage_that_makes_no_sense_is_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(PartError) as caught:
         replace(STAGE, **change)
     assert str(caught.value) == message

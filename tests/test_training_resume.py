@@ -41,7 +41,7 @@ def small_recipe(pictures: Path, *, steps: int = 12, **stage: Any) -> Recipe:
         VarianceExpansionConfig(),
         LatentScaleConfig(),
     )
-    settings: dict[str, Any] = {
+    settings = {
         "batch": 4,
         "resolution": 16,
         "objective": objective,
@@ -52,7 +52,9 @@ def small_recipe(pictures: Path, *, steps: int = 12, **stage: Any) -> Recipe:
         "checkpoint_every": 2,
         "validate_every": 3,
         "log_every": 1,
-    } | stage
+    }
+    first: dict[str, Any] = {"name": "first", "steps": steps, **settings, **stage}
+    second: dict[str, Any] = first | {"name": "second", "steps": steps // 2, "accumulate": 2}
     return Recipe(
         name="small",
         model=DiffAEConfig(
@@ -64,10 +66,7 @@ def small_recipe(pictures: Path, *, steps: int = 12, **stage: Any) -> Recipe:
         ),
         teacher=HOGConfig(patch=8),
         data=FolderDataConfig(path=str(pictures)),
-        stages=(
-            StageConfig(name="first", steps=steps, **settings),
-            StageConfig(name="second", steps=steps // 2, **settings | {"accumulate": 2}),
-        ),
+        stages=(StageConfig(**first), StageConfig(**second)),
     )
 
 
