@@ -73,8 +73,8 @@ HEAD = NoisyLatentHeadConfig(width=16, block=DiTBlockConfig(head_width=8))
 
 
 def recipe_of(pictures: Path, *stages: StageConfig, **changes: Any) -> Recipe:
-    base = Recipe(name="test", model=MODEL, data=FolderDataConfig(path=str(pictures)), stages=stages)
-    return replace(base, **changes)
+    settings: dict[str, Any] = {"name": "test", "model": MODEL, "data": FolderDataConfig(path=str(pictures))}
+    return Recipe(stages=stages, **settings | changes)
 
 
 def metrics(folder: Path) -> list[dict[str, float]]:
@@ -411,6 +411,14 @@ def test_a_recipe_refuses_sizes_that_the_stride_does_not_divide(pictures: Path) 
     with pytest.raises(PartError) as caught:
         recipe_of(pictures, STAGE, STAGE)
     assert str(caught.value) == "config.stages: have the names ['main', 'main']; each needs its own"
+
+
+def test_latents_of_a_teacher_need_one_that_fits(pictures: Path) -> None:
+    with pytest.raises(PartError) as caught:
+        recipe_of(pictures, replace(STAGE, latents="teacher"))
+    assert str(caught.value) == (
+        "config.stages.0.latents: 'teacher' needs a teacher of 4 features, the model's latent channels, got none"
+    )
 
 
 def test_pure_noise_share_of_one_trains_the_one_step_decoder_only() -> None:

@@ -102,6 +102,12 @@ class Recipe(Part):
                     f"stages.{i}.resolution: must be divisible by the model's stride {self.model.stride}, "
                     f"got {stage.resolution}"
                 )
+            features = None if self.teacher is None else self.teacher.features
+            if stage.latents == "teacher" and features != self.model.latent_channels:
+                raise ValueError(
+                    f"stages.{i}.latents: 'teacher' needs a teacher of {self.model.latent_channels} features, the "
+                    f"model's latent channels, got {'none' if features is None else features}"
+                )
 
 
 def differences(ours: object, theirs: object, *, where: str = "config") -> list[str]:
