@@ -4,7 +4,7 @@ MiB is the highest memory of one call beside weights and input (on a CPU: of a f
 
 Guards: on a CPU (two threads, float32) ours is at least 16 times faster, in either direction, at 256 and 512 px. On a
 GPU (bfloat16, 128 images of 256 px) its encoder is at least 9 times faster at a tenth of the memory. Where other
-processes use the cores as well, two threads measure those; then nothing is guarded, and the benchmark is skipped.
+processes use the cores as well, two threads measure those: then the benchmark fails and says so.
 """
 
 import os
