@@ -4,7 +4,8 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from measuring import DTYPE, Table, assert_agrees, awake, draw, interleaved
+from measuring import DTYPE, Spread, Table, assert_agrees, awake, draw, settled
+from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
 
 from latelier.blocks import (
@@ -84,10 +85,11 @@ def _cases() -> dict[str, Case]:
 
 @pytest.mark.parametrize("name", list(_cases()))
 @torch.no_grad()
-def bench_kernel(name: str, table: Table) -> None:
+def bench_kernel(name: str, table: Table, benchmark: BenchmarkFixture) -> None:
     kernel, formula, inputs = _cases()[name]
     expected = formula(*(x.double() for x in inputs)).to(DTYPE)
     assert_agrees(kernel(*inputs), expected)
-    times = interleaved({name: lambda: kernel(*inputs)})
+    benchmark.pedantic(settled(kernel), inputs, rounds=20, iterations=10, warmup_rounds=2)
+    assert benchmark.stats is not None
     shape = " x ".join(map(str, inputs[0].shape))
-    table.add(kernel=name, input=shape, time=times[name])
+    table.add(kernel=name, input=shape, time=Spread(tuple(benchmark.stats.stats.data)))

@@ -25,6 +25,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPE = torch.bfloat16 if DEVICE == "cuda" else torch.float32
 
 M = TypeVar("M", bound=nn.Module)
+T = TypeVar("T")
 
 
 def awake(module: M) -> M:
@@ -103,6 +104,18 @@ def _seconds(function: Callable[[], Any], repeats: int, clock: Callable[[], floa
     for _ in range(repeats):
         function()
     return (clock() - begin) / repeats
+
+
+def settled(function: Callable[..., T]) -> Callable[..., T]:
+    """The function, waiting until the device has done what it asked for."""
+
+    def call(*arguments: Any) -> T:
+        result = function(*arguments)
+        if DEVICE == "cuda":
+            torch.cuda.synchronize()
+        return result
+
+    return call
 
 
 class Crowd:
