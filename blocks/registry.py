@@ -46,6 +46,7 @@ class Part:
 
     slot: ClassVar[str] = ""
     kind: ClassVar[str] = ""
+    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
 
     @property
     def id(self) -> str:
@@ -93,7 +94,7 @@ def part(kind: str) -> Callable[[type[P]], type[P]]:
 
         cls.__post_init__ = post_init  # type: ignore[attr-defined]
         made = dataclasses.dataclass(frozen=True, kw_only=True)(cls)
-        for spec in dataclasses.fields(made):  # type: ignore[arg-type]
+        for spec in dataclasses.fields(made):
             if hasattr(Part, spec.name):
                 raise PartError(cls.__qualname__, f"every part has its own {spec.name!r}; choose another field name")
         _leave_checks_to_us(made)
@@ -133,7 +134,7 @@ def fields(cls: type[Part] | Part) -> dict[str, Any]:
     """Return the fields of a part with their types, in the order of declaration."""
     cls = cls if isinstance(cls, type) else type(cls)
     hints = typing.get_type_hints(cls)
-    return {f.name: hints[f.name] for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    return {f.name: hints[f.name] for f in dataclasses.fields(cls)}
 
 
 # --- to and from JSON -------------------------------------------------------------------------------------------
@@ -172,7 +173,7 @@ def _decode_part(value: Any, slot: type[P], where: str) -> P:
     for name in given:
         if name not in known:
             raise PartError(where, f"{cls.kind!r} has no field {name!r}; {_suggest(str(name), known)}")
-    for spec in dataclasses.fields(cls):  # type: ignore[arg-type]
+    for spec in dataclasses.fields(cls):
         required = spec.default is dataclasses.MISSING and spec.default_factory is dataclasses.MISSING
         if required and spec.name not in given:
             raise PartError(where, f"{cls.kind!r} needs {spec.name!r}, {_describe(known[spec.name])}")
