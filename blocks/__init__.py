@@ -9,6 +9,7 @@ from .fcdm import FCDMBlock, FCDMBlockConfig
 from .flux2 import Flux2Latents, Flux2LatentsConfig
 from .heads import NoisyLatentHead, NoisyLatentHeadConfig
 from .latent_norm import NoNormConfig, WhiteningConfig, dewhiten, whiten
+from .latent_space import LatentSpec, fingerprint, mark, spec_of
 from .losses import (
     inverse_variance,
     latent_energy,
@@ -23,11 +24,12 @@ from .modulation import AdaLN, LowRankDelta
 from .norm import GRN, ChannelRMSNorm, channel_rms_norm, response_norm
 from .patch import Patchify, Unpatchify, patchify, unpatchify
 from .posterior import EncoderPosterior, PointPosteriorConfig, VPPosteriorConfig, alpha_sigma
-from .registry import Part, PartError, decode, discover, encode, override, part, parts
+from .registry import Part, PartError, decode, differences, discover, encode, override, part, parts
 from .rope import rope_angles, rope_periods, rotate
 from .samplers import GRIDS, SAMPLERS, cosine_grid, ddim, dpmpp_2m, linear_grid, path_drop_guidance
 from .slots import (
     BlockConfig,
+    CorruptionConfig,
     DataConfig,
     DecoderConfig,
     EncoderConfig,
@@ -39,6 +41,7 @@ from .slots import (
     OptimiserConfig,
     PosteriorConfig,
     PosteriorHead,
+    ProbeConfig,
     ProtocolConfig,
     RateConfig,
     ScheduleConfig,
@@ -46,6 +49,7 @@ from .slots import (
     TeacherConfig,
     TeacherOutput,
     TimesConfig,
+    TokenHeadConfig,
 )
 from .stack import SkipDecoder, SkipDecoderConfig, StackEncoder, StackEncoderConfig
 from .teachers import HOG, HOGConfig
@@ -69,6 +73,7 @@ __all__ = [
     "Beta22TimesConfig",
     "BlockConfig",
     "ChannelRMSNorm",
+    "CorruptionConfig",
     "DataConfig",
     "DecoderConfig",
     "DiTBlock",
@@ -85,6 +90,7 @@ __all__ = [
     "HeadConfig",
     "ImageSource",
     "LatentNormConfig",
+    "LatentSpec",
     "LowRankDelta",
     "NoNormConfig",
     "NoisyLatentHead",
@@ -97,6 +103,7 @@ __all__ = [
     "PointPosteriorConfig",
     "PosteriorConfig",
     "PosteriorHead",
+    "ProbeConfig",
     "ProtocolConfig",
     "RateConfig",
     "ScheduleConfig",
@@ -109,6 +116,7 @@ __all__ = [
     "TeacherOutput",
     "TimeEmbedding",
     "TimesConfig",
+    "TokenHeadConfig",
     "UniformTimesConfig",
     "Unpatchify",
     "VPPosteriorConfig",
@@ -123,13 +131,16 @@ __all__ = [
     "ddim",
     "decode",
     "dewhiten",
+    "differences",
     "discover",
     "dpmpp_2m",
     "encode",
+    "fingerprint",
     "inverse_variance",
     "latent_energy",
     "latent_scale",
     "linear_grid",
+    "mark",
     "negative_cosine",
     "override",
     "part",
@@ -143,6 +154,7 @@ __all__ = [
     "sid2_weight",
     "sinusoids",
     "smooth_l1",
+    "spec_of",
     "unpatchify",
     "variance_expansion",
     "weighted_square_error",

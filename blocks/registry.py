@@ -206,6 +206,21 @@ def _decode_value(value: Any, hint: Any, where: str) -> Any:
     return _checked(value, hint, where)
 
 
+# --- comparison ---------------------------------------------------------------------------------------------------
+
+
+def differences(ours: object, theirs: object, *, where: str = "config") -> list[str]:
+    """Return where two parts differ, as lines ``path: ours, not theirs``."""
+    if isinstance(ours, Part) and isinstance(theirs, Part) and ours.kind == theirs.kind:
+        pairs = [(f"{where}.{name}", getattr(ours, name), getattr(theirs, name)) for name in fields(ours)]
+    elif isinstance(ours, tuple) and isinstance(theirs, tuple) and len(ours) == len(theirs):
+        pairs = [(f"{where}.{i}", a, b) for i, (a, b) in enumerate(zip(ours, theirs, strict=True))]
+    else:
+        a, b = (x.kind if isinstance(x, Part) else x for x in (ours, theirs))
+        return [] if ours == theirs else [f"{where}: {a!r}, not {b!r}"]
+    return [line for path, a, b in pairs for line in differences(a, b, where=path)]
+
+
 # --- checks of values ---------------------------------------------------------------------------------------------
 
 

@@ -158,6 +158,20 @@ class TeacherConfig(Part, ABC):
         """Build ``forward(images: Image) -> TeacherOutput``, without gradients."""
 
 
+class TokenHeadConfig(Part, ABC):
+    """The part of a model that reads raw latents as a teacher reads images: ``forward(latent) -> TeacherOutput``.
+
+    It has one patch token a position of the latent, and a class token.
+    """
+
+    slot: ClassVar[str] = "token_head"
+    features: int
+    """Width of a predicted token."""
+
+    @abstractmethod
+    def build(self, *, latent: int) -> nn.Module: ...
+
+
 class FamilyConfig(Part, ABC):
     """A whole model between images and latents ``[b, latent_channels, H/stride, W/stride]``."""
 
@@ -193,6 +207,17 @@ class StepState:
     latent: Latent
     draws: "Draws"
     features: TeacherOutput | None
+    prediction: TeacherOutput | None = None
+    """What the model's own token head says of the clean latents, once a term has asked for it."""
+
+
+class CorruptionConfig(Part, ABC):
+    """Changes the posteriors of a batch before training draws from them the latents that the decoder sees."""
+
+    slot: ClassVar[str] = "corruption"
+
+    @abstractmethod
+    def apply(self, posterior: "EncoderPosterior", draws: "Draws") -> "EncoderPosterior": ...
 
 
 class ObjectiveConfig(Part, ABC):
@@ -285,8 +310,26 @@ class ProtocolConfig(Part, ABC):
         """Return numbers as JSON holds them; ``visit`` is called after each image."""
 
 
+class ProbeConfig(Part, ABC):
+    """A further question to a model, asked of the same images as its protocol; its ``id`` stands beside the answer."""
+
+    slot: ClassVar[str] = "probe"
+
+    @abstractmethod
+    def measure(
+        self,
+        model: Any,
+        images: ImageSource,
+        protocol: ProtocolConfig,
+        *,
+        on_image: Callable[[int, int], None] | None = None,
+    ) -> dict[str, Any]:
+        """Return numbers as JSON holds them; ``on_image(done, total)`` is called after each image."""
+
+
 __all__ = [
     "BlockConfig",
+    "CorruptionConfig",
     "DataConfig",
     "DecoderConfig",
     "EncoderConfig",
@@ -299,6 +342,7 @@ __all__ = [
     "OptimiserConfig",
     "PosteriorConfig",
     "PosteriorHead",
+    "ProbeConfig",
     "ProtocolConfig",
     "RateConfig",
     "ScheduleConfig",
@@ -307,4 +351,5 @@ __all__ = [
     "TeacherConfig",
     "TeacherOutput",
     "TimesConfig",
+    "TokenHeadConfig",
 ]

@@ -15,11 +15,11 @@ import pytest
 import torch
 
 import latelier
-from latelier.blocks import encode, parts, registry
+from latelier.blocks import differences, encode, parts, registry
 from latelier.cli import main
 from latelier.families import open_image, read_tensors, write_tensors
 from latelier.recipes import RECIPES, find
-from latelier.training import differences, read_records
+from latelier.training import read_records
 
 MINE = '''
 from dataclasses import replace

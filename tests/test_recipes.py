@@ -16,10 +16,11 @@ from latelier.blocks import (
     PartError,
     StackEncoderConfig,
     decode,
+    differences,
     encode,
 )
 from latelier.recipes import RECIPES, Recipe, demo, find, semdisdiffae, semdisdiffae_p32
-from latelier.training import FolderDataConfig, differences
+from latelier.training import FolderDataConfig
 
 GOLDENS = Path(__file__).parent / "goldens"
 

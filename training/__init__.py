@@ -18,7 +18,7 @@ from .objectives import (
 from .optimisers import AdamWConfig, ConstantRateConfig, CosineRateConfig, TrapezoidRateConfig
 from .order import Group, Order, Shuffled, permutation
 from .progress import ProgressWatcher
-from .recipe import Recipe, StageConfig, differences, trainable_names
+from .recipe import Recipe, StageConfig, trainable_names
 from .records import Records, Watcher, read_records
 from .runs import Run, is_run, load_run, read_recipe
 from .sources import FolderDataConfig, FolderSource, PhotographsConfig, PhotographSource, list_images
@@ -68,7 +68,6 @@ __all__ = [
     "WeightsConfig",
     "World",
     "bucket_shapes",
-    "differences",
     "held_out_crops",
     "is_run",
     "join",

@@ -14,9 +14,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..blocks.registry import decode, encode
+from ..blocks.registry import decode, differences, encode
 from ..families.files import CheckpointError, read_tensors, write_tensors
-from .recipe import Recipe, differences
+from .recipe import Recipe
 
 BEST = "best.safetensors"
 

@@ -4,7 +4,7 @@ import fnmatch
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal
 
-from ..blocks.registry import Part, fields, part
+from ..blocks.registry import Part, part
 from ..blocks.slots import (
     DataConfig,
     FamilyConfig,
@@ -108,18 +108,6 @@ class Recipe(Part):
                     f"stages.{i}.latents: 'teacher' needs a teacher of {self.model.latent_channels} features, the "
                     f"model's latent channels, got {'none' if features is None else features}"
                 )
-
-
-def differences(ours: object, theirs: object, *, where: str = "config") -> list[str]:
-    """Return where two parts differ, as lines ``path: ours, not theirs``."""
-    if isinstance(ours, Part) and isinstance(theirs, Part) and ours.kind == theirs.kind:
-        pairs = [(f"{where}.{name}", getattr(ours, name), getattr(theirs, name)) for name in fields(ours)]
-    elif isinstance(ours, tuple) and isinstance(theirs, tuple) and len(ours) == len(theirs):
-        pairs = [(f"{where}.{i}", a, b) for i, (a, b) in enumerate(zip(ours, theirs, strict=True))]
-    else:
-        a, b = (x.kind if isinstance(x, Part) else x for x in (ours, theirs))
-        return [] if ours == theirs else [f"{where}: {a!r}, not {b!r}"]
-    return [line for path, a, b in pairs for line in differences(a, b, where=path)]
 
 
 def trainable_names(names: Sequence[str], stage: StageConfig) -> set[str]:
