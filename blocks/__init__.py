@@ -3,11 +3,12 @@
 if __name__ != "latelier.blocks":  # Python was started inside the checkout and would load a second copy
     raise ImportError("import latelier.blocks, not blocks")
 
-from .dit import DiTBlock, DiTBlockConfig
+from .attention import BACKENDS, attend, use_attention, why_not
+from .dit import DiTBlock, DiTBlockConfig, RoPEAttention, SandwichDiTBlock
 from .draws import Draws, address
 from .fcdm import FCDMBlock, FCDMBlockConfig
 from .flux2 import Flux2Latents, Flux2LatentsConfig
-from .heads import NoisyLatentHead, NoisyLatentHeadConfig
+from .heads import DINOTokenHead, DINOTokenHeadConfig, NoisyLatentHead, NoisyLatentHeadConfig
 from .latent_norm import NoNormConfig, WhiteningConfig, dewhiten, whiten
 from .latent_space import LatentSpec, fingerprint, mark, spec_of
 from .losses import (
@@ -21,12 +22,14 @@ from .losses import (
 )
 from .mlp import MLP
 from .modulation import AdaLN, LowRankDelta
-from .norm import GRN, ChannelRMSNorm, channel_rms_norm, response_norm
+from .norm import GRN, ChannelRMSNorm, RMSNorm, channel_rms_norm, response_norm
 from .patch import Patchify, Unpatchify, patchify, unpatchify
 from .posterior import EncoderPosterior, PointPosteriorConfig, VPPosteriorConfig, alpha_sigma
+from .precision import Float32Buffers, Float32Islands
 from .registry import Part, PartError, decode, differences, discover, encode, override, part, parts
-from .rope import rope_angles, rope_periods, rotate
+from .rope import AxialRoPE, rope_angles, rope_periods, rotate
 from .samplers import GRIDS, SAMPLERS, cosine_grid, ddim, dpmpp_2m, linear_grid, path_drop_guidance
+from .sequence import SequenceBlock, SequenceBlockConfig
 from .slots import (
     BlockConfig,
     CorruptionConfig,
@@ -64,16 +67,20 @@ from .vp import (
 )
 
 __all__ = [
+    "BACKENDS",
     "GRIDS",
     "GRN",
     "HOG",
     "MLP",
     "SAMPLERS",
     "AdaLN",
+    "AxialRoPE",
     "Beta22TimesConfig",
     "BlockConfig",
     "ChannelRMSNorm",
     "CorruptionConfig",
+    "DINOTokenHead",
+    "DINOTokenHeadConfig",
     "DataConfig",
     "DecoderConfig",
     "DiTBlock",
@@ -84,6 +91,8 @@ __all__ = [
     "FCDMBlock",
     "FCDMBlockConfig",
     "FamilyConfig",
+    "Float32Buffers",
+    "Float32Islands",
     "Flux2Latents",
     "Flux2LatentsConfig",
     "HOGConfig",
@@ -105,8 +114,13 @@ __all__ = [
     "PosteriorHead",
     "ProbeConfig",
     "ProtocolConfig",
+    "RMSNorm",
     "RateConfig",
+    "RoPEAttention",
+    "SandwichDiTBlock",
     "ScheduleConfig",
+    "SequenceBlock",
+    "SequenceBlockConfig",
     "SkipDecoder",
     "SkipDecoderConfig",
     "StackEncoder",
@@ -126,6 +140,7 @@ __all__ = [
     "WithPureNoiseConfig",
     "address",
     "alpha_sigma",
+    "attend",
     "channel_rms_norm",
     "cosine_grid",
     "ddim",
@@ -156,7 +171,9 @@ __all__ = [
     "smooth_l1",
     "spec_of",
     "unpatchify",
+    "use_attention",
     "variance_expansion",
     "weighted_square_error",
     "whiten",
+    "why_not",
 ]

@@ -8,9 +8,24 @@ Means of squares, norms and their quotients are float32; the result has the dtyp
 """
 
 import torch
+import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from .shapes import Map
+
+
+class RMSNorm(nn.Module):
+    """RMSNorm over the last axis; ``affine`` adds a weight for each channel, cast to the dtype of the input."""
+
+    def __init__(self, width: int, *, eps: float = 1e-6, affine: bool = True) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(width)) if affine else None
+
+    def forward(self, x: Float[Tensor, "*axes c"]) -> Float[Tensor, "*axes c"]:
+        y = F.rms_norm(x.float(), x.shape[-1:], eps=self.eps).to(x.dtype)
+        return y if self.weight is None else y * self.weight.to(x.dtype)
 
 
 def channel_rms_norm(x: Map, *, eps: float = 1e-6) -> Map:

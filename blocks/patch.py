@@ -4,6 +4,7 @@
 the convolution ``[D, c, p, p]`` equals pixel-unshuffle followed by the 1x1 convolution ``[D, c·p², 1, 1]``.
 """
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -33,11 +34,15 @@ class Patchify(nn.Module):
 
 
 class Unpatchify(nn.Conv2d):
-    """Linear read-out of patches: a 1x1 convolution, then pixel-shuffle; nothing is clamped."""
+    """Linear read-out of patches: a 1x1 convolution, then pixel-shuffle; nothing is clamped.
+
+    It computes in the dtype of its weights, under autocast as well: what pixels are read with may be a float32 island.
+    """
 
     def __init__(self, width: int, channels: int, *, patch: int) -> None:
         super().__init__(width, channels * patch**2, 1)
         self.patch = patch
 
     def forward(self, input: Map) -> Float[Tensor, "b c_out h_p w_p"]:
-        return unpatchify(super().forward(input), self.patch)
+        with torch.autocast(input.device.type, enabled=False):
+            return unpatchify(super().forward(input.to(self.weight.dtype)), self.patch)

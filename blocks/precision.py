@@ -1,11 +1,16 @@
 """float32 islands: tensors and arithmetic that stay float32 whatever the module's dtype.
 
-The islands are: posterior, whitening and its statistics, noise schedules, sampler state, RoPE tables, the frequencies
-of the time embedding, the mean square of RMSNorm and the statistics of GRN. Everything else follows the module.
+The islands of arithmetic, in every model: posterior, whitening and its statistics, noise schedules, sampler state,
+RoPE tables and rotation, the frequencies of the time embedding, the mean square of RMSNorm and the statistics of GRN.
+Their buffers are :class:`Float32Buffers`. A model may keep parameters in float32 too: :class:`Float32Islands` names
+them in one place, and the rest of the model then runs under autocast.
 """
 
+import contextlib
+import fnmatch
 from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
 
 
@@ -19,4 +24,38 @@ class Float32Buffers(nn.Module):
             after = self._buffers[name]
             if after is not None and after.dtype != before.dtype:
                 self._buffers[name] = after.float() if before.is_meta else before.to(after.device)
+        return self
+
+
+class Float32Islands(Float32Buffers):
+    """A model that keeps some parameters, named by patterns, in float32 where the others are stored in half precision.
+
+    Then :meth:`autocast` is where it computes: in the storage dtype, the islands apart.
+    """
+
+    islands: tuple[str, ...] = ()
+    """Shell patterns over parameter names."""
+
+    def is_island(self, name: str) -> bool:
+        return any(fnmatch.fnmatchcase(name, pattern) for pattern in self.islands)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """In which the parameters are stored, islands apart."""
+        return next(p.dtype for name, p in self.named_parameters() if not self.is_island(name))
+
+    def autocast(self, dtype: torch.dtype | None = None) -> contextlib.AbstractContextManager[object]:
+        """Compute in ``dtype``, by default that of storage; float32 and wider leave what surrounds them in force."""
+        dtype = dtype or self.dtype
+        if dtype.itemsize >= torch.float32.itemsize:
+            return contextlib.nullcontext()
+        return torch.autocast(next(self.parameters()).device.type, dtype=dtype)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Float32Islands":
+        kept = {name: p.detach() for name, p in self.named_parameters() if self.is_island(name)}
+        super()._apply(fn, recurse)
+        for name, parameter in self.named_parameters():
+            before = kept.get(name)
+            if before is not None and parameter.dtype.itemsize < before.dtype.itemsize:
+                parameter.data = parameter.data.float() if before.is_meta else before.to(parameter.device)
         return self
