@@ -9,6 +9,7 @@ from .protocols import ArchetypePSNRConfig
 from .reconstruct import reconstruct_files
 from .report import write_report
 from .results import load_result, results_table, save_result
+from .robustness import TokenRobustnessConfig
 
 __all__ = [
     "ArchetypePSNRConfig",
@@ -16,6 +17,7 @@ __all__ = [
     "PatchPCA",
     "PosteriorStatistics",
     "RidgeReadout",
+    "TokenRobustnessConfig",
     "difference",
     "evaluate",
     "latent_colours",

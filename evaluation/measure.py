@@ -1,18 +1,18 @@
 """Measure a model: reconstruction under a protocol, what its latents hold, and how that compares to linear codes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import nn
 
 from ..blocks.registry import Part, encode
 from ..blocks.shapes import Image, Latent, Tokens
-from ..blocks.slots import ImageSource, Measured, ProtocolConfig, TeacherConfig, TeacherOutput
+from ..blocks.slots import ImageSource, Measured, ProbeConfig, ProtocolConfig, TeacherConfig, TeacherOutput
 from .latents import LatentStatistics, PosteriorStatistics, evenly_spaced
 from .linear import PatchPCA, RidgeReadout, token_cosine
 from .metrics import summary
 from .protocols import ArchetypePSNRConfig, frozen, placed_like
-from .results import Result, identify, origin, plain
+from .results import Result, identify, origin, plain, short_name
 
 Progress = Callable[[str, int, int], None]
 """Called with (what is being done, images done, images in all)."""
@@ -30,6 +30,7 @@ def evaluate(
     teacher: TeacherConfig | None = None,
     predict_tokens: PredictTokens | None = None,
     recipe: Part | None = None,
+    probes: Sequence[ProbeConfig] = (),
     fit_images: int = 64,
     on_progress: Progress | None = None,
 ) -> Result:
@@ -38,6 +39,7 @@ def evaluate(
     With ``training``, at most ``fit_images`` of its images, evenly spaced, fit the two yardsticks: the PCA of patches
     with as many values as the latent (``baseline``, under the same protocol), and, with a teacher, the ridge readout
     from latents to its tokens (``alignment.ridge_cosine``). ``predict_tokens`` gives ``alignment.head_cosine``.
+    Answers of ``probes`` stand under ``probes``, by short name.
 
     Raises:
         ValueError: an image that does not fit, a reconstruction that is not finite, or a teacher on another grid.
@@ -62,6 +64,8 @@ def evaluate(
         numbers = protocol.measure(model, held_out, visit=visit)
         if baseline is not None:
             numbers["baseline"] = _baseline(baseline, held_out, protocol, numbers["images"], fitted, progress)
+    if probes:
+        numbers["probes"] = _answers(probes, model, held_out, protocol, progress)
     if alignment is not None:
         numbers["alignment"] = alignment.report()
     space = latents.report()
@@ -155,3 +159,16 @@ def _baseline(
         row["baseline_psnr"], row["baseline_ssim"] = linear["psnr"], linear["ssim"]
     name = f"PCA of {baseline.stride}x{baseline.stride} patches, {baseline.basis.shape[1]} components"
     return {"name": name, "fitted_images": fitted} | numbers
+
+
+def _answers(
+    probes: Sequence[ProbeConfig], model: Any, held_out: ImageSource, protocol: ProtocolConfig, progress: Progress
+) -> dict[str, Any]:
+    answers = {}
+    for probe in probes:
+        name = short_name(probe)
+        numbers = probe.measure(
+            model, held_out, protocol, on_image=lambda done, total, name=name: progress(f"probe {name}", done, total)
+        )
+        answers[name] = {"kind": probe.kind, "id": probe.id, "settings": encode(probe)} | numbers
+    return answers

@@ -4,10 +4,11 @@ A result is one JSON object. Beside its numbers stand the protocol (name, id, se
 the model, the recipe, dtype, device and library versions. Tables join results of one protocol on one set of images.
 """
 
+import contextlib
 import hashlib
 import json
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -20,6 +21,7 @@ from rich.table import Table
 from ..blocks.registry import Part, decode, encode
 from ..blocks.slots import ProtocolConfig
 from ..families.files import write_atomically
+from .robustness import TokenRobustnessConfig, robustness_rows
 
 Result = dict[str, Any]
 
@@ -59,8 +61,16 @@ def save_result(result: Result, folder: Path) -> Path:
 
 def file_name(protocol: ProtocolConfig) -> str:
     """``<protocol>.json``, with the id before the dot where the protocol's settings are not its defaults."""
-    name = protocol.kind.partition("/")[2]
-    return f"{name}.json" if protocol == type(protocol)() else f"{name}-{protocol.id}.json"
+    return f"{short_name(protocol)}.json"
+
+
+def short_name(config: Part) -> str:
+    """The second half of a part's kind, followed by its id where its settings are not its defaults."""
+    name = config.kind.partition("/")[2]
+    with contextlib.suppress(TypeError):  # a field without a default
+        if config == type(config)():
+            return name
+    return f"{name}-{config.id}"
 
 
 def load_result(path: Path) -> Result:
@@ -103,6 +113,15 @@ def rows_of(result: Result) -> list[tuple[str, str, float | None, float | None]]
     return rows
 
 
+def probe_rows(result: Result) -> Iterator[tuple[str, str, float | None, None]]:
+    """Rows as of :func:`rows_of`, of what probes found: the numbers of a kind that is not known here, as they are."""
+    for name, answer in (result.get("probes") or {}).items():
+        if answer["kind"] == TokenRobustnessConfig.kind:
+            yield from ((label, "dB", value, None) for label, value in robustness_rows(name, answer))
+        else:
+            yield from ((f"{name}, {key}", "", x, None) for key, x in answer.items() if type(x) in (int, float))
+
+
 def number(value: float | None, unit: str = "", *, sign: bool = False) -> str:
     """Decibels with two digits, shares with four; None is a dash."""
     if value is None:
@@ -136,7 +155,10 @@ def results_table(results: Sequence[Result], *, mixed: bool = False) -> Table:
     if single:
         table.add_column("linear", justify="right")
         table.add_column("difference", justify="right")
-    columns = [{name: (unit, value, base) for name, unit, value, base in rows_of(result)} for result in results]
+    columns = [
+        {name: (unit, value, base) for name, unit, value, base in [*rows_of(result), *probe_rows(result)]}
+        for result in results
+    ]
     for name in dict.fromkeys(name for column in columns for name in column):
         cells = [number(column[name][1], column[name][0]) if name in column else "–" for column in columns]
         if single:
