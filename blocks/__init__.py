@@ -4,10 +4,12 @@ if __name__ != "latelier.blocks":  # Python was started inside the checkout and 
     raise ImportError("import latelier.blocks, not blocks")
 
 from .attention import BACKENDS, attend, use_attention, why_not
+from .corruption import RandomTokenLogSNRConfig
 from .dit import DiTBlock, DiTBlockConfig, RoPEAttention, SandwichDiTBlock
 from .draws import Draws, address
 from .fcdm import FCDMBlock, FCDMBlockConfig
 from .flux2 import Flux2Latents, Flux2LatentsConfig
+from .frechet import FeatureQueue, FrechetLoss, Moments, frechet_distance, moments
 from .heads import DINOTokenHead, DINOTokenHeadConfig, NoisyLatentHead, NoisyLatentHeadConfig
 from .latent_norm import NoNormConfig, WhiteningConfig, dewhiten, whiten
 from .latent_space import LatentSpec, fingerprint, mark, spec_of
@@ -91,16 +93,19 @@ __all__ = [
     "FCDMBlock",
     "FCDMBlockConfig",
     "FamilyConfig",
+    "FeatureQueue",
     "Float32Buffers",
     "Float32Islands",
     "Flux2Latents",
     "Flux2LatentsConfig",
+    "FrechetLoss",
     "HOGConfig",
     "HeadConfig",
     "ImageSource",
     "LatentNormConfig",
     "LatentSpec",
     "LowRankDelta",
+    "Moments",
     "NoNormConfig",
     "NoisyLatentHead",
     "NoisyLatentHeadConfig",
@@ -115,6 +120,7 @@ __all__ = [
     "ProbeConfig",
     "ProtocolConfig",
     "RMSNorm",
+    "RandomTokenLogSNRConfig",
     "RateConfig",
     "RoPEAttention",
     "SandwichDiTBlock",
@@ -151,11 +157,13 @@ __all__ = [
     "dpmpp_2m",
     "encode",
     "fingerprint",
+    "frechet_distance",
     "inverse_variance",
     "latent_energy",
     "latent_scale",
     "linear_grid",
     "mark",
+    "moments",
     "negative_cosine",
     "override",
     "part",
