@@ -16,6 +16,7 @@ from . import __version__
 if TYPE_CHECKING:
     import torch
 
+    from .blocks.slots import ProbeConfig
     from .training import Recipe, Run
 
 app = typer.Typer(
@@ -146,11 +147,20 @@ def eval_command(
         Path | None,
         typer.Option(help="folder for the JSON; default: MODEL/evaluation of a run, else evaluation", metavar="DIR"),
     ] = None,
+    probes: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--probe",
+            help="ask this as well, besides the recipe's probes: token_robustness, or JSON of a probe (repeatable)",
+            metavar="PROBE",
+        ),
+    ] = None,
     device: Device = None,
 ) -> None:
     """Measure a model on held-out images: PSNR, SSIM, alignment, latent statistics, and a linear baseline."""
+    asked = [_probe(text) for text in probes or ()]
     loaded, run = _load(model, device)
-    for path in _evaluate(loaded, run, data, out or (run.folder if run else Path()) / "evaluation"):
+    for path in _evaluate(loaded, run, data, out or (run.folder if run else Path()) / "evaluation", probes=asked):
         _console().print(f"written: {path}", highlight=False)
 
 
@@ -302,8 +312,24 @@ def _listed(folder: Path) -> str:
     return ", ".join(map(repr, names[:8])) + (", ..." if len(names) > 8 else "") if names else "nothing"
 
 
-def _evaluate(model: Any, run: "Run | None", data: Path | None, folder: Path) -> list[Path]:
-    """Measure under the recipe's protocols; show and write the results."""
+def _probe(text: str) -> "ProbeConfig":
+    """A probe from its short name, its kind, or its JSON."""
+    import json
+
+    from .blocks.registry import decode
+    from .blocks.slots import ProbeConfig
+
+    try:
+        described = json.loads(text)
+    except json.JSONDecodeError:
+        described = text
+    return decode(described, ProbeConfig, where="--probe")
+
+
+def _evaluate(
+    model: Any, run: "Run | None", data: Path | None, folder: Path, *, probes: "Sequence[ProbeConfig]" = ()
+) -> list[Path]:
+    """Measure under the recipe's protocols, with its probes and those given; show and write the results."""
     from .evaluation import ArchetypePSNRConfig, evaluate, results_table, save_result
 
     if run is None:
@@ -317,6 +343,7 @@ def _evaluate(model: Any, run: "Run | None", data: Path | None, folder: Path) ->
         settings = {"teacher": run.recipe.teacher, "predict_tokens": run.predict_tokens, "recipe": run.recipe}
         if data is None:
             settings["training"] = run.recipe.data.training()
+        probes = [*run.recipe.probes, *(probe for probe in probes if probe not in run.recipe.probes)]
     written, console = [], _console()
     for protocol in protocols:
         with console.status("measuring") as status:  # quiet where there is no terminal
@@ -324,6 +351,7 @@ def _evaluate(model: Any, run: "Run | None", data: Path | None, folder: Path) ->
                 model,
                 _held_out(run, data),
                 protocol=protocol,
+                probes=probes,
                 on_progress=lambda what, done, total: status.update(f"{what}: {done} of {total}"),
                 **settings,
             )

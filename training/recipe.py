@@ -10,6 +10,7 @@ from ..blocks.slots import (
     FamilyConfig,
     ObjectiveConfig,
     OptimiserConfig,
+    ProbeConfig,
     ProtocolConfig,
     RateConfig,
     TeacherConfig,
@@ -80,6 +81,7 @@ class StageConfig(Part):
 class Recipe(Part):
     """A model with everything that it takes to train and to measure it.
 
+    ``evaluation`` and ``probes`` are what `latelier eval` and the report measure, every probe under every protocol.
     ``seed`` fixes every random number; ``start`` sets the weights of a new model, which are random otherwise.
     """
 
@@ -89,6 +91,7 @@ class Recipe(Part):
     stages: tuple[StageConfig, ...]
     teacher: TeacherConfig | None = None
     evaluation: tuple[ProtocolConfig, ...] = ()
+    probes: tuple[ProbeConfig, ...] = ()
     start: StartConfig | None = None
     seed: int = 0
 
