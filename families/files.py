@@ -8,24 +8,28 @@ Files are written under a temporary name, flushed to disk, and renamed: a reader
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from ..blocks.latent_space import LatentSpec
 from ..blocks.registry import PartError, decode, encode
 from ..blocks.slots import FamilyConfig
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+SPEC = "latelier.latent_spec"
+"""Entry of the header that names the space of the latents."""
 
 M = TypeVar("M", bound=nn.Module)
 
-Published = Callable[[dict[str, Any], dict[str, Tensor]], tuple[FamilyConfig, dict[str, Tensor]]]
-"""Translates a config and tensors that somebody else wrote into ours."""
+Published = Callable[[dict[str, Any], dict[str, Tensor]], tuple[FamilyConfig, dict[str, Tensor], Mapping[str, str]]]
+"""Translates a config and tensors that somebody else wrote into ours; the mapping has the names that ours had there."""
 
 
 class CheckpointError(ValueError):
@@ -35,14 +39,17 @@ class CheckpointError(ValueError):
 # --- writing ------------------------------------------------------------------------------------------------------
 
 
-def write_atomically(path: Path, content: bytes | str) -> Path:
-    """Write a whole file or none: temporary name in the same folder, fsync, rename, fsync of the folder."""
-    data = content.encode() if isinstance(content, str) else content
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """Yield a file that becomes ``path`` when the block ends well, and goes when it does not.
+
+    It has a temporary name in the same folder; fsync, rename, fsync of the folder.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.chmod(name, 0o644)
@@ -55,6 +62,12 @@ def write_atomically(path: Path, content: bytes | str) -> Path:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def write_atomically(path: Path, content: bytes | str) -> Path:
+    """Write a whole file or none; see :func:`replacing`."""
+    with replacing(path) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
     return path
 
 
@@ -68,8 +81,10 @@ def save_folder(model: nn.Module, folder: str | Path, *, header: Mapping[str, An
     """Write a model that has a ``config`` as a folder, and return the folder."""
     folder = Path(folder)
     config = json.dumps(encode(model.config), indent=2)
+    spec = getattr(model, "latent_spec", None)
+    known = {"format": "pt", "latelier.config": config} | ({} if spec is None else {SPEC: json.dumps(encode(spec))})
     extra = {name: value if isinstance(value, str) else json.dumps(value) for name, value in (header or {}).items()}
-    write_tensors(folder / WEIGHTS, model.state_dict(), {"format": "pt", "latelier.config": config} | extra)
+    write_tensors(folder / WEIGHTS, model.state_dict(), known | extra)
     write_atomically(folder / CONFIG, config + "\n")
     return folder
 
@@ -145,11 +160,14 @@ def load_folder(
     model_class: type[M],
     *,
     device: str | torch.device = "cpu",
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = None,
     revision: str | None = None,
     published: Published | None = None,
 ) -> M:
-    """Rebuild the model that a folder, a lone file or a hub repository holds; see the module's text."""
+    """Rebuild the model that a folder, a lone file or a hub repository holds; see the module's text.
+
+    ``dtype`` None is bfloat16 on CUDA and float32 elsewhere.
+    """
     config_path, weights_path = find_files(path_or_id, revision=revision)
     tensors, header = read_tensors(weights_path)
     if config_path is not None:
@@ -159,34 +177,45 @@ def load_folder(
         raw = _parse(header["latelier.config"], where)
     else:
         raise CheckpointError(f"{weights_path}: has no {CONFIG} beside it and none in its header")
+    names: Mapping[str, str] = {}
     try:
         if "kind" not in raw and published is not None:
-            config, tensors = published(raw, tensors)
+            config, tensors, names = published(raw, tensors)
         else:
             config = decode(raw, FamilyConfig)
     except PartError as error:
         raise PartError(f"{where}: {error.where}", error.what) from None
+    except CheckpointError as error:
+        raise CheckpointError(f"{weights_path}: {error}") from None
     with torch.device("meta"):
         model = config.build()
     if not isinstance(model, model_class):
         raise PartError(where, f"holds {config.kind!r}, a {type(model).__name__}, not a {model_class.__name__}")
-    assign(model, tensors, where=str(weights_path))
+    assign(model, tensors, where=str(weights_path), names=names)
     if _parse(header.get("latelier.config", "{}"), str(weights_path)) not in ({}, encode(config)):
         raise CheckpointError(
             f"{where}: describes another model than the header of {weights_path.name} does; "
             "one of the two was replaced: save the model again"
         )
+    if SPEC in header:
+        decode(_parse(header[SPEC], str(weights_path)), LatentSpec).check(model.latent_spec, where=str(weights_path))
+    if dtype is None:
+        dtype = torch.bfloat16 if torch.device(device).type == "cuda" else torch.float32
     return model.to(device=device, dtype=dtype).eval()
 
 
-def assign(model: nn.Module, tensors: Mapping[str, Tensor], *, where: str) -> None:
-    """Give a model built on ``meta`` its tensors.
+def assign(
+    model: nn.Module, tensors: Mapping[str, Tensor], *, where: str, names: Mapping[str, str] | None = None
+) -> None:
+    """Give a model built on ``meta`` its tensors; ``names`` has what messages call them, where the file does.
 
     Raises:
         CheckpointError: names or shapes differ, or a value is not finite; nothing is assigned then.
     """
     wanted = model.state_dict()
-    missing, extra = sorted(wanted.keys() - tensors.keys()), sorted(tensors.keys() - wanted.keys())
+    called = {name: (names or {}).get(name, name) for name in wanted}
+    missing = sorted({called[name] for name in wanted.keys() - tensors.keys()})
+    extra = sorted(tensors.keys() - wanted.keys())
     problems = []
     if missing:
         problems.append(f"lacks {_listed(missing)}")
@@ -195,12 +224,12 @@ def assign(model: nn.Module, tensors: Mapping[str, Tensor], *, where: str) -> No
     for name, ours in wanted.items():
         given = tensors.get(name, ours)
         if given.shape != ours.shape:
-            problems.append(f"has {name!r} of shape {list(given.shape)} where the model has {list(ours.shape)}")
+            problems.append(f"has {called[name]!r} of shape {list(given.shape)} where the model has {list(ours.shape)}")
         elif given.is_floating_point() != ours.is_floating_point():
-            problems.append(f"has {name!r} of {given.dtype} where the model has {ours.dtype}")
+            problems.append(f"has {called[name]!r} of {given.dtype} where the model has {ours.dtype}")
     if not problems:
         ready = {name: tensors[name].to(ours.dtype) for name, ours in wanted.items()}
-        broken = [name for name, value in ready.items() if not value.isfinite().all()]
+        broken = [called[name] for name, value in ready.items() if not value.isfinite().all()]
         if broken:
             problems = [f"holds values that are not finite in {_listed(broken)}"]
     if problems:

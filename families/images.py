@@ -64,15 +64,31 @@ def open_image(path: str | os.PathLike[str]) -> PIL.Image.Image:
 
 
 def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
-    """(height, width) of the upright picture, from the head of the file; raises as :func:`open_image`.
+    """(height, width) of the upright picture; raises as :func:`open_image`.
 
-    A PNG that states its orientation behind the pixels is taken as it lies.
+    The head of the file tells it, except for a PNG that has text or EXIF behind its pixels, which is decoded.
     """
     with _opened(path) as image:
-        # Pillow's own getexif would decode a PNG to look behind its pixels, and it turns the size of a TIFF itself.
+        if image.format == "PNG" and image.width != image.height and _says_more_behind_its_pixels(path):
+            image.load()
+        # Pillow's own getexif would decode any PNG to look behind its pixels, and it turns the size of a TIFF itself.
         orientation = PIL.Image.Image.getexif(image).get(_ORIENTATION, 1)
         lying = orientation in _LYING and image.format != "TIFF"
         return (image.width, image.height) if lying else (image.height, image.width)
+
+
+def _says_more_behind_its_pixels(path: str | os.PathLike[str]) -> bool:
+    """Whether a PNG has chunks behind its pixels that may state an orientation; its pixels are passed over."""
+    pixels_seen = False
+    with open(path, "rb") as file:
+        file.seek(8)  # the signature
+        while len(head := file.read(8)) == 8:
+            length, kind = int.from_bytes(head[:4], "big"), head[4:]
+            pixels_seen = pixels_seen or kind == b"IDAT"
+            if pixels_seen and kind in (b"eXIf", b"iTXt", b"tEXt", b"zTXt"):
+                return True
+            file.seek(length + 4, os.SEEK_CUR)  # and the checksum
+    return False
 
 
 @contextmanager

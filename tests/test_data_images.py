@@ -86,6 +86,7 @@ def test_orientation_behind_the_pixels_of_a_png_is_applied(tmp_path: Path) -> No
     levels = noise(4, 7)
     write_png(tmp_path / "a.png", (8, 2), levels, (b"eXIf", exif.tobytes().removeprefix(b"Exif\0\0")))
     assert (pixels(tmp_path / "a.png") == np.rot90(levels, -1)).all()
+    assert images.image_size(tmp_path / "a.png") == (7, 4)
 
 
 def test_the_size_of_a_png_is_read_without_its_pixels(tmp_path: Path) -> None:
