@@ -1,5 +1,6 @@
 """Running recipes: data, stages, the loop, checkpoints."""
 
+from .alignment import ClassAlignmentConfig, FrechetConfig, PatchAlignmentConfig
 from .checkpoints import Checkpoint, Checkpoints, Position, optimiser_tensors, restore_optimiser
 from .crops import BucketCropConfig, CropConfig, NativeCropConfig, RandomCropConfig, bucket_shapes
 from .ema import Average
@@ -22,7 +23,7 @@ from .recipe import Recipe, StageConfig, trainable_names
 from .records import Records, Watcher, read_records
 from .runs import Run, is_run, load_run, read_recipe
 from .sources import FolderDataConfig, FolderSource, PhotographsConfig, PhotographSource, list_images
-from .starts import PCAStartConfig, StartConfig, WeightsConfig
+from .starts import LogSNRStartConfig, PCAStartConfig, StartConfig, WeightsConfig
 from .world import World, join
 
 __all__ = [
@@ -33,21 +34,25 @@ __all__ = [
     "BucketCropConfig",
     "Checkpoint",
     "Checkpoints",
+    "ClassAlignmentConfig",
     "ConstantRateConfig",
     "CosineRateConfig",
     "CropConfig",
     "FolderDataConfig",
     "FolderSource",
+    "FrechetConfig",
     "Group",
     "ImageLoader",
     "InverseVarianceConfig",
     "LatentEnergyConfig",
     "LatentRegressionConfig",
     "LatentScaleConfig",
+    "LogSNRStartConfig",
     "NativeCropConfig",
     "Objective",
     "Order",
     "PCAStartConfig",
+    "PatchAlignmentConfig",
     "PhotographSource",
     "PhotographsConfig",
     "Position",

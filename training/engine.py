@@ -82,7 +82,14 @@ def train(
 
 def objective_of(recipe: Recipe, stage: StageConfig, model: nn.Module) -> Objective:
     """The objective of a stage, its terms newly born."""
-    return Objective(model, stage.objective, config=recipe.model, teacher=recipe.teacher, latents=stage.latents)
+    return Objective(
+        model,
+        stage.objective,
+        config=recipe.model,
+        teacher=recipe.teacher,
+        latents=stage.latents,
+        corruption=stage.corruption,
+    )
 
 
 class Trainer:
@@ -158,7 +165,8 @@ class Trainer:
     def _run_stage(self, stage: StageConfig, position: Position, records: Records | None) -> Position:
         module: nn.Module = self.objective
         if self.world.size > 1:
-            module = DistributedDataParallel(self.objective, find_unused_parameters=True)
+            # buffers (latent statistics, queues of features) are the same on all processes by how they are computed
+            module = DistributedDataParallel(self.objective, find_unused_parameters=True, broadcast_buffers=False)
         rates = [group["lr"] for group in self.optimiser.param_groups]
         clock = time.perf_counter()
         with self._loader(stage, "data", workers=self.workers).iterate(position.step, stage.steps) as batches:

@@ -12,6 +12,7 @@ from ..blocks.heads import NoisyLatentHeadConfig
 from ..blocks.posterior import EncoderPosterior
 from ..blocks.registry import part
 from ..blocks.slots import (
+    CorruptionConfig,
     FamilyConfig,
     HeadConfig,
     ObjectiveConfig,
@@ -87,7 +88,8 @@ class NoisyAlignment(nn.Module):
 class AlignmentConfig(ObjectiveConfig):
     """Semantic alignment of noised latents: minus the cosine to the teacher's patch tokens; weight 0.01 as published.
 
-    The latents are the whitened posterior sample, with gradient into the encoder (not published; our choice).
+    The latents are the whitened posterior sample, with gradient into the encoder (not published; our choice). Where
+    the stage has a corruption it is the corrupted sample.
     """
 
     weight: float = 0.01
@@ -217,25 +219,30 @@ class Objective(nn.Module):
         config: FamilyConfig,
         teacher: TeacherConfig | None,
         latents: Literal["encoder", "teacher"],
+        corruption: CorruptionConfig | None = None,
     ) -> None:
         super().__init__()
         active = [term for term in terms if term.weight]
         self.model = model
         self.terms = nn.ModuleDict({_short(term.kind): term.build(config, teacher) for term in active})
         self.weights = {_short(term.kind): term.weight for term in active}
-        self.latents = latents
+        self.latents, self.corruption = latents, corruption
 
     def forward(self, images: Tensor, features: TeacherOutput | None, draws: Draws) -> tuple[Tensor, Tensor]:
-        """Return the terms' values ``[k]``, float32, and the moments of the latents."""
+        """Return the terms' values ``[k]``, float32, and the moments of the latents, before any corruption."""
         model: Any = self.model
         if self.latents == "encoder":
             posterior = model.posterior(images)
-            latent = posterior.at(draws.normal("posterior", *posterior.mean.shape[1:]))
+            noise = draws.normal("posterior", *posterior.mean.shape[1:])
+            latent = posterior.at(noise)
+            moments = model.latent_moments(latent)
+            if self.corruption is not None:
+                latent = self.corruption.apply(posterior, draws).at(noise)
         else:
             assert features is not None
             posterior = None
             latent = features.patches.transpose(1, 2).unflatten(2, features.grid)
-        moments = model.latent_moments(latent)
+            moments = model.latent_moments(latent)
         state = StepState(model, images, posterior, latent, draws, features)
         return torch.stack([term(state).float() for term in self.terms.values()]), moments
 

@@ -6,6 +6,7 @@ from typing import Literal
 
 from ..blocks.registry import Part, part
 from ..blocks.slots import (
+    CorruptionConfig,
     DataConfig,
     FamilyConfig,
     ObjectiveConfig,
@@ -30,6 +31,8 @@ class StageConfig(Part):
         objective: terms with their weights; a weight of 0 leaves a term out.
         latents: where the decoder's latents come from: the model's own "encoder", or the "teacher" (for decoders of
             another model's latents).
+        corruption: of the posteriors that the decoder's latents are drawn from, or None. Latent statistics and terms
+            that read the posterior see it clean.
         trainable, frozen: shell patterns over the model's parameter names; what matches ``frozen`` stays.
         clip: largest gradient norm, or None.
         ema: decay of the averaged weights, which are what is saved and measured.
@@ -48,6 +51,7 @@ class StageConfig(Part):
     crop: CropConfig = RandomCropConfig()
     objective: tuple[ObjectiveConfig, ...] = ()
     latents: Literal["encoder", "teacher"] = "encoder"
+    corruption: CorruptionConfig | None = None
     trainable: tuple[str, ...] = ("*",)
     frozen: tuple[str, ...] = ()
     optimiser: OptimiserConfig = AdamWConfig()
@@ -71,6 +75,8 @@ class StageConfig(Part):
                 raise ValueError(f"{name}: must be in [0, 1], got {getattr(self, name)}")
         if not self.objective:
             raise ValueError("objective: is empty; a stage needs a term to learn from")
+        if self.corruption is not None and self.latents == "teacher":
+            raise ValueError("corruption: needs an encoder's posterior; a stage on the teacher's latents has none")
         kinds = [term.kind for term in self.objective]
         for kind in kinds:
             if kinds.count(kind) > 1:

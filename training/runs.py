@@ -17,7 +17,10 @@ from .recipe import Recipe
 
 @dataclass(frozen=True)
 class Run:
-    """``predict_tokens`` maps whitened latents to teacher tokens, where an alignment head was trained."""
+    """``predict_tokens`` maps whitened latents to teacher tokens, where an alignment head was trained.
+
+    It is the head of the term ``objective/alignment`` or, without this term, the model's own token head.
+    """
 
     folder: Path
     recipe: Recipe
@@ -56,4 +59,11 @@ def load_run(folder: str | Path, *, device: str | torch.device = "cpu") -> Run:
         terms = objective_of(recipe, recipe.stages[-1], model).terms
     assign(terms, tensors, where=str(folder / TERMS))
     heads = [term for term in terms.to(device).eval().values() if isinstance(term, NoisyAlignment)]
-    return Run(folder, recipe, model, heads[0].predict_tokens if heads else None)
+    predict_tokens = heads[0].predict_tokens if heads else _own_tokens(model)
+    return Run(folder, recipe, model, predict_tokens)
+
+
+def _own_tokens(model: Any) -> Callable[[Tensor], Tensor] | None:
+    if getattr(model, "token_head", None) is None:
+        return None
+    return lambda latents: model.predict_features(latents).patches
