@@ -15,11 +15,15 @@ Points = Sequence[tuple[float, float]]
 
 @dataclass(frozen=True)
 class Series:
-    """Points in order of x; ``style`` is a class of the page's style sheet. Dots suit few points, lines many."""
+    """Points in order of x; ``style`` is a class of the page's style sheet.
+
+    Dots suit few points, lines many; ``knots`` are dots on a line, for few points that belong together.
+    """
 
     points: Points
     style: str
     dots: bool = False
+    knots: bool = False
 
 
 @dataclass(frozen=True)
@@ -72,7 +76,7 @@ def line_chart(
     ys = [y for one in series for _, y in one.points] + ([level] if level is not None else [])
     x_axis = Axis(*_widened(min(xs), max(xs), 0.0), LEFT, WIDTH - RIGHT)
     y_axis = Axis(*_widened(min(ys), max(ys), 0.06, log=log), HEIGHT - BOTTOM, TOP, log)
-    body = [*_grid(x_axis, y_axis)]
+    body = [*_grid(x_axis, y_axis, room=max(30, 6.0 * len(x_label)))]
     if level is not None:
         body.append(_line(LEFT, y_axis(level), WIDTH - RIGHT, y_axis(level), "level"))
     for x, label in marks:
@@ -80,11 +84,11 @@ def line_chart(
         body.append(_text(x_axis(x) + 4, TOP + 8, label, "tick"))
     for one in series:
         spots = [(x_axis(x), y_axis(y)) for x, y in thinned(one.points)]
-        if one.dots:
-            body += [f'<circle class="{one.style}" cx="{x:.1f}" cy="{y:.1f}" r="2.2"/>' for x, y in spots]
-        else:
+        if not one.dots:
             path = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in spots)
             body.append(f'<path class="{one.style}" d="{path}"/>')
+        if one.dots or one.knots:
+            body += [f'<circle class="{one.style}" cx="{x:.1f}" cy="{y:.1f}" r="2.2"/>' for x, y in spots]
     body.append(_text(WIDTH - RIGHT, HEIGHT - 5, x_label, "tick end"))
     return _svg(title, description, body, HEIGHT)
 
@@ -154,12 +158,12 @@ def _widened(low: float, high: float, share: float, *, log: bool = False) -> tup
     return low - share * (high - low), high + share * (high - low)
 
 
-def _grid(x_axis: Axis, y_axis: Axis) -> Iterator[str]:
+def _grid(x_axis: Axis, y_axis: Axis, *, room: float) -> Iterator[str]:
     for tick in y_axis.ticks():
         yield _line(LEFT, y_axis(tick), WIDTH - RIGHT, y_axis(tick), "grid")
         yield _text(LEFT - 6, y_axis(tick) + 3.5, short(tick), "tick end")
     for tick in x_axis.ticks():
-        if x_axis(tick) < WIDTH - RIGHT - 30:  # the label of the axis stands at its end
+        if x_axis(tick) < WIDTH - RIGHT - room:  # the label of the axis stands at its end
             yield _text(x_axis(tick), HEIGHT - 5, short(tick), "tick middle")
 
 

@@ -9,14 +9,14 @@ STYLE = """
 :root {
   color-scheme: light dark;
   --paper: #fbfaf6; --raised: #ffffff; --ink: #1d1c1a; --quiet: #625f58; --rule: #dedad0; --model: #0f5c8c;
-    --linear: #9a5b13;
+    --linear: #9a5b13; --third: #6b4a9e;
   --serif: "Iowan Old Style", "Palatino Linotype", Palatino, "Book Antiqua", Georgia, serif;
   --sans: ui-sans-serif, system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", sans-serif;
   --mono: ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace;
 }
 @media (prefers-color-scheme: dark) {
   :root { --paper: #161615; --raised: #1f1e1c; --ink: #e9e6df; --quiet: #a5a096; --rule: #38362f; --model: #74b9e8;
-    --linear: #d9a25b; }
+    --linear: #d9a25b; --third: #bfa3ec; }
 }
 * { box-sizing: border-box; }
 html { -webkit-text-size-adjust: 100%; }
@@ -71,6 +71,8 @@ thead th { color: var(--quiet); }
 .scroll + .note { margin-top: 0.9rem; }
 .charts > .facts { grid-column: span 2; align-content: start; }
 @media (max-width: 48rem) { .charts > .facts { grid-column: auto; } }
+.probe + .probe { margin-top: 3rem; }
+details table { margin: 0.4rem 1rem 1.2rem; }
 details { margin-top: 1rem; border: 1px solid var(--rule); border-radius: 6px; background: var(--raised); }
 summary { padding: 0.7rem 1rem; cursor: pointer; }
 pre { margin: 0; padding: 0.4rem 1rem 1.2rem; overflow-x: auto; line-height: 1.5; }
@@ -88,6 +90,18 @@ svg .smooth { fill: none; stroke: var(--model); stroke-width: 1.9; stroke-linejo
 svg .compared { fill: none; stroke: var(--linear); stroke-width: 1.6; }
 svg .dot, svg .full { fill: var(--model); }
 svg .checked { fill: var(--linear); }
+svg path:is(.whole, .untouched, .corrupted) { fill: none; stroke-width: 1.9; stroke-linejoin: round; }
+svg path.whole { stroke: var(--model); }
+svg path.untouched { stroke: var(--third); stroke-dasharray: 6 3; }
+svg path.corrupted { stroke: var(--linear); stroke-dasharray: 1.5 3; }
+svg circle.whole { fill: var(--model); }
+svg circle.untouched { fill: var(--third); }
+svg circle.corrupted { fill: var(--linear); }
+.lines span { display: inline-block; margin-right: 1.2em; }
+.lines i { display: inline-block; width: 1.9em; margin-right: 0.45em; vertical-align: 0.25em;
+  border-top: 2.5px solid var(--model); }
+.lines i.untouched { border-top: 2.5px dashed var(--third); }
+.lines i.corrupted { border-top: 2.5px dotted var(--linear); }
 svg .open { fill: var(--paper); stroke: var(--linear); stroke-width: 1.8; }
 svg .between { stroke: var(--quiet); stroke-width: 1; }
 .key i { display: inline-block; width: 0.65em; height: 0.65em; margin: 0 0.35em 0 0.9em; border-radius: 50%;

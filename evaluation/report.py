@@ -18,6 +18,7 @@ from . import page
 from .charts import Points, Series, line_chart, pair_chart, smoothed
 from .gallery import View, collect, rendered
 from .pictures import AMPLIFICATION
+from .probes import probe_sections
 from .protocols import ArchetypePSNRConfig
 from .results import Result, file_name, load_result, number, rows_of
 
@@ -63,6 +64,7 @@ def write_report(
             _numbers(result),
             _training(metrics),
             _latents(result["latents"]),
+            *probe_sections(result),
             _recipe(recipe),
         ]
     )

@@ -191,10 +191,13 @@ def robustness(rows: Sequence[Mapping[str, Any]], offsets: Sequence[float]) -> d
 
 
 def robustness_rows(name: str, answer: Mapping[str, Any]) -> Iterator[tuple[str, float | None]]:
-    """(label, mean PSNR) of each offset and region; a label says what offsets are relative to, so that none mixes."""
+    """(label, mean PSNR) of each offset: whole image and untouched tokens, of which that of the others follows.
+
+    A label says what its offset is relative to, so that no row of a table mixes two.
+    """
     base = "own posterior" if answer["relative_to"] == "posterior" else f"log-SNR {answer['settings']['logsnr']:g}"
     for numbers in answer["offsets"]:
-        for region in REGIONS:
+        for region in ("whole", "untouched"):
             yield f"{name}, {base} − {numbers['offset']:g}, {region}", numbers[region]["mean"]
 
 
