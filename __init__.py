@@ -22,7 +22,10 @@ def load(
     dtype: "torch.dtype | None" = None,
     revision: str | None = None,
 ) -> Any:
-    """Load a model of any family from a folder, a lone safetensors file or a hub repository; float32 unless told."""
+    """Load a model of any family from a folder, a lone safetensors file or a hub repository.
+
+    ``dtype`` None is bfloat16 on CUDA and float32 elsewhere.
+    """
     import torch
 
     from .families.files import load_folder
@@ -32,7 +35,7 @@ def load(
         path_or_id,
         torch.nn.Module,
         device=device,
-        dtype=dtype or torch.float32,
+        dtype=dtype,
         revision=revision,
         published=read_published,
     )

@@ -5,6 +5,7 @@ saved: a run that was killed, or that goes on with another number of processes, 
 """
 
 import hashlib
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
@@ -43,3 +44,18 @@ class Draws:
         """Uniform numbers in [0, 1) ``[batch, *shape]``, float32."""
         rows = [torch.rand(shape, generator=g, device=self.device) for g in self._generators(stream)]
         return torch.stack(rows)
+
+
+@torch.library.custom_op("latelier::cpu_normal", mutates_args=(), tags=(torch.Tag.nondeterministic_seeded,))
+def cpu_normal(shape: Sequence[int], seed: int | None) -> Tensor:
+    """Standard normal numbers drawn on the CPU, float32: the same for every device, and an opaque step of a graph.
+
+    ``seed`` None draws from torch's global generator.
+    """
+    generator = None if seed is None else torch.Generator().manual_seed(seed)
+    return torch.randn(tuple(shape), generator=generator)
+
+
+@cpu_normal.register_fake
+def _(shape: Sequence[int], seed: int | None) -> Tensor:
+    return torch.empty(tuple(shape))

@@ -7,13 +7,12 @@ finds and takes tensors without a spec on trust.
 """
 
 import hashlib
+import json
 from collections.abc import Mapping
-from typing import Any
 
-import torch
 from torch import Tensor
 
-from .registry import Part, differences, part
+from .registry import Part, decode, differences, encode, part
 from .shapes import Latent
 
 _ATTRIBUTE = "latelier_spec"
@@ -56,12 +55,12 @@ def fingerprint(statistics: Mapping[str, Tensor]) -> str:
 
 
 def mark(latents: Latent, spec: LatentSpec) -> Latent:
-    """Put ``spec`` on a tensor and return it; within a compiled graph tensors stay plain."""
-    if not torch.compiler.is_compiling():
-        setattr(latents, _ATTRIBUTE, spec)
+    """Put ``spec`` on a tensor, as text, which ``torch.save`` keeps and ``torch.load`` reads; return the tensor."""
+    setattr(latents, _ATTRIBUTE, json.dumps(encode(spec)))
     return latents
 
 
-def spec_of(latents: Any) -> LatentSpec | None:
+def spec_of(latents: Latent) -> LatentSpec | None:
     """The spec that :func:`mark` put on a tensor, or None."""
-    return None if torch.compiler.is_compiling() else getattr(latents, _ATTRIBUTE, None)
+    text = getattr(latents, _ATTRIBUTE, None)
+    return None if text is None else decode(json.loads(text), LatentSpec)

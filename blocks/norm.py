@@ -16,7 +16,7 @@ from .shapes import Map
 
 
 class RMSNorm(nn.Module):
-    """RMSNorm over the last axis; ``affine`` adds a weight for each channel, cast to the dtype of the input."""
+    """RMSNorm over the last axis; ``affine`` adds a weight for each channel, rounded to the dtype of the input."""
 
     def __init__(self, width: int, *, eps: float = 1e-6, affine: bool = True) -> None:
         super().__init__()
@@ -24,8 +24,8 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(width)) if affine else None
 
     def forward(self, x: Float[Tensor, "*axes c"]) -> Float[Tensor, "*axes c"]:
-        y = F.rms_norm(x.float(), x.shape[-1:], eps=self.eps).to(x.dtype)
-        return y if self.weight is None else y * self.weight.to(x.dtype)
+        weight = None if self.weight is None else self.weight.to(x.dtype)
+        return F.rms_norm(x, x.shape[-1:], weight, self.eps)
 
 
 def channel_rms_norm(x: Map, *, eps: float = 1e-6) -> Map:

@@ -39,10 +39,19 @@ class Float32Islands(Float32Buffers):
     def is_island(self, name: str) -> bool:
         return any(fnmatch.fnmatchcase(name, pattern) for pattern in self.islands)
 
+    def find_ordinary(self) -> None:
+        """Remember one parameter that is no island; a model calls this once its modules stand."""
+        self._ordinary = next(name for name, _ in self.named_parameters() if not self.is_island(name))
+
     @property
     def dtype(self) -> torch.dtype:
         """In which the parameters are stored, islands apart."""
-        return next(p.dtype for name, p in self.named_parameters() if not self.is_island(name))
+        return self.get_parameter(self._ordinary).dtype
+
+    @property
+    def wide_dtype(self) -> torch.dtype:
+        """What goes in and comes out: at least float32."""
+        return torch.promote_types(self.dtype, torch.float32)
 
     def autocast(self, dtype: torch.dtype | None = None) -> contextlib.AbstractContextManager[object]:
         """Compute in ``dtype``, by default that of storage; float32 and wider leave what surrounds them in force."""
@@ -56,6 +65,7 @@ class Float32Islands(Float32Buffers):
         super()._apply(fn, recurse)
         for name, parameter in self.named_parameters():
             before = kept.get(name)
-            if before is not None and parameter.dtype.itemsize < before.dtype.itemsize:
-                parameter.data = parameter.data.float() if before.is_meta else before.to(parameter.device)
+            if before is not None and parameter.dtype.itemsize < torch.float32.itemsize:
+                source = parameter.data if before.is_meta else before
+                parameter.data = source.to(parameter.device, torch.float32)
         return self

@@ -1,21 +1,27 @@
 """Whole models, composed of blocks."""
 
-from .diffae import DiffAEConfig, InferenceConfig, SemDisDiffAE
+from .diffae import DiffAE, DiffAEConfig, DinacAE, DinacAEConfig, InferenceConfig, SemDisDiffAE
 from .files import CheckpointError, load_folder, read_tensors, save_folder, write_atomically, write_tensors
 from .images import ImageReadError, image_size, open_image
-from .published import FlatDiffAE
+from .published import FlatDiffAE, FlatDinacAE, export_published, published_tensors
 from .streams import read_stream, write_stream
 
 __all__ = [
     "CheckpointError",
+    "DiffAE",
     "DiffAEConfig",
+    "DinacAE",
+    "DinacAEConfig",
     "FlatDiffAE",
+    "FlatDinacAE",
     "ImageReadError",
     "InferenceConfig",
     "SemDisDiffAE",
+    "export_published",
     "image_size",
     "load_folder",
     "open_image",
+    "published_tensors",
     "read_stream",
     "read_tensors",
     "save_folder",

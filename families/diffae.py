@@ -1,8 +1,9 @@
-"""Diffusion autoencoders: SemDisDiffAE and its relatives.
+"""Diffusion autoencoders: SemDisDiffAE, DINAC-AE and their relatives.
 
 An encoder gives a variance-preserving posterior over latents, the latents are whitened per channel, and a decoder
 denoises pixels given the latent (technical report of SemDisDiffAE; model cards data-archetype/semdisdiffae,
-semdisdiffae_p32, semdisdiffae_p32_v2, full_capacitor, capacitor_decoder).
+semdisdiffae_p32, semdisdiffae_p32_v2, full_capacitor, capacitor_decoder). DINAC-AE has a transformer for an encoder,
+and a head that reads a teacher's class and patch tokens off the latent (model cards dinac_ae, dinac_ae_d2).
 """
 
 from dataclasses import dataclass
@@ -13,14 +14,18 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from ..blocks.dit import DiTBlockConfig
+from ..blocks.draws import cpu_normal
 from ..blocks.fcdm import FCDMBlockConfig
+from ..blocks.heads import DINOTokenHeadConfig
 from ..blocks.latent_norm import WhiteningConfig
+from ..blocks.latent_space import LatentSpec, fingerprint, mark, spec_of
 from ..blocks.patch import patchify, unpatchify
 from ..blocks.posterior import EncoderPosterior, VPPosteriorConfig
-from ..blocks.precision import Float32Buffers
+from ..blocks.precision import Float32Islands
 from ..blocks.registry import part
 from ..blocks.samplers import GRIDS, SAMPLERS, path_drop_guidance
-from ..blocks.shapes import Image, Latent, Times
+from ..blocks.shapes import Image, Latent, Map, Times
 from ..blocks.slots import (
     DecoderConfig,
     EncoderConfig,
@@ -29,12 +34,14 @@ from ..blocks.slots import (
     PosteriorConfig,
     ScheduleConfig,
     Statistics,
+    TeacherOutput,
+    TokenHeadConfig,
 )
 from ..blocks.stack import SkipDecoderConfig, StackEncoderConfig
 from ..blocks.vp import VPScheduleConfig
 from .files import load_folder, save_folder
 
-Model = TypeVar("Model", bound="SemDisDiffAE")
+Model = TypeVar("Model", bound="DiffAE")
 """Written out, because the shape checks of tests refuse ``typing.Self`` in a method."""
 
 
@@ -69,14 +76,15 @@ class InferenceConfig:
             raise ValueError(f"strength: must be in (0, 1], got {self.strength}")
 
 
-class SemDisDiffAE(Float32Buffers):
-    """Image autoencoder with whitened latents and a diffusion decoder. Images are RGB in [-1, 1], NCHW."""
+class DiffAE(Float32Islands):
+    """What the diffusion autoencoders have in common. Images are RGB in [-1, 1], NCHW."""
 
     config: "DiffAEConfig"
 
     def __init__(self, config: "DiffAEConfig") -> None:
         super().__init__()
         self.config = config
+        self._known_spec: tuple[list[tuple[Tensor, int | None]], LatentSpec] | None = None
         self.posterior_head = config.posterior.build(config.latent)
         self.encoder = (
             None
@@ -91,6 +99,7 @@ class SemDisDiffAE(Float32Buffers):
         self.noise_schedule = config.schedule.build()
         for name, value in config.latent_norm.statistics(self.latent_channels).items():
             self.register_buffer(f"latent_norm_{name}", value)
+        self.find_ordinary()
 
     @property
     def stride(self) -> int:
@@ -110,15 +119,35 @@ class SemDisDiffAE(Float32Buffers):
         }
 
     @property
-    def dtype(self) -> torch.dtype:
-        return next(self.decoder.parameters()).dtype
+    def latent_spec(self) -> LatentSpec:
+        """The space of this model's latents; it changes with the statistics of the latent normaliser."""
+        statistics = self.latent_statistics
+        state = [(value, None if value.is_inference() else value._version) for value in statistics.values()]
+        known = self._known_spec
+        if (
+            known is None
+            or len(known[0]) != len(state)
+            or any(
+                a is not b or before is None or before != now
+                for (a, before), (b, now) in zip(known[0], state, strict=True)
+            )
+        ):
+            spec = LatentSpec(
+                source=self.config.kind,
+                channels=self.latent_channels,
+                stride=self.stride,
+                normalisation=fingerprint(statistics),
+            )
+            known = self._known_spec = (state, spec)  # kept, because reading statistics off a GPU waits for it
+        return known[1]
 
     # --- the published surface ------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def encode(self, images: Image) -> Latent:
         """Whitened mode of the posterior, ``[b, latent_channels, H/stride, W/stride]``, in the model's dtype."""
-        return self.whiten(self.posterior(images).mode())
+        latents = self.whiten(self.posterior(images).mode())
+        return latents if torch.compiler.is_compiling() or latents.is_meta else mark(latents, self.latent_spec)
 
     @torch.no_grad()
     def encode_posterior(self, images: Image) -> EncoderPosterior:
@@ -154,10 +183,12 @@ class SemDisDiffAE(Float32Buffers):
         path_or_id: str | Path,
         *,
         device: str | torch.device = "cpu",
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype | None = None,
         revision: str | None = None,
     ) -> Model:
         """Load a folder or a hub repository, in our layout or in the published one.
+
+        ``dtype`` is that of storage and arithmetic, islands apart; None is bfloat16 on CUDA and float32 elsewhere.
 
         Raises:
             PartError, CheckpointError: a config or tensors that do not fit, with what is wrong by name.
@@ -170,6 +201,16 @@ class SemDisDiffAE(Float32Buffers):
     def save_pretrained(self, folder: str | Path, *, header: dict[str, Any] | None = None) -> Path:
         """Write ``config.json`` and ``model.safetensors``; ``header`` adds entries to the safetensors header."""
         return save_folder(self, folder, header=header)
+
+    def export_published(self, folder: str | Path) -> Path:
+        """Write the folder that the published package of this model reads: flat config, float32 weights, its names.
+
+        Raises:
+            PartError: that layout has no words for some part of this model; the message names it.
+        """
+        from .published import export_published
+
+        return export_published(self, folder)
 
     # --- what the surface and training are made of ----------------------------------------------------------------
 
@@ -187,7 +228,7 @@ class SemDisDiffAE(Float32Buffers):
                 f"encode: image height and width must be divisible by {self.stride}, got {height}x{width}; "
                 f"pad or crop to {_nearest(height, self.stride)}x{_nearest(width, self.stride)}"
             )
-        posterior = self.posterior_head(self.encoder(images.to(self.dtype)))
+        posterior = self.posterior_head(self._moments(images))
         if self.config.latent_patch == 1:
             return posterior
         patch = self.config.latent_patch
@@ -200,6 +241,14 @@ class SemDisDiffAE(Float32Buffers):
         z = raw_latents
         if self.config.latent_patch > 1:
             z = unpatchify(z, self.config.latent_patch)
+        return self._decoder(x_t, t, z, drop_middle_blocks)
+
+    def _moments(self, images: Image) -> Map:
+        """The encoder's output; the whole model computes in one dtype."""
+        assert self.encoder is not None
+        return self.encoder(images.to(self.dtype))
+
+    def _decoder(self, x_t: Image, t: Times, z: Latent, drop_middle_blocks: bool | Bool[Tensor, " b"]) -> Image:
         return self.decoder(x_t.to(self.dtype), t, z.to(self.dtype), drop_middle_blocks)
 
     def latent_moments(self, raw_latents: Latent) -> Float[Tensor, "k z"]:
@@ -212,10 +261,7 @@ class SemDisDiffAE(Float32Buffers):
 
     def draw_noise(self, batch: int, height: int, width: int, *, seed: int | None) -> Float[Tensor, "b c H W"]:
         """Unit Gaussian noise times s, one float32 tensor drawn on the CPU: the same on every device."""
-        generator = None if seed is None else torch.Generator().manual_seed(seed)
-        return self.noise_schedule.noise_std * torch.randn(
-            batch, self.config.channels, height, width, generator=generator
-        )
+        return self.noise_schedule.noise_std * cpu_normal([batch, self.config.channels, height, width], seed)
 
     def denoise(self, noise: Image, raw_latents: Latent, settings: InferenceConfig) -> Image:
         """Integrate from ``noise`` (of standard deviation s) to images; sampler state is float32."""
@@ -232,6 +278,7 @@ class SemDisDiffAE(Float32Buffers):
         return SAMPLERS[settings.sampler](estimate, sigma * noise, grid, self.noise_schedule)
 
     def _check_latents(self, latents: Latent, height: int, width: int) -> None:
+        self._check_space(latents, "decode")
         if height % self.stride or width % self.stride or height < 1 or width < 1:
             raise ValueError(
                 f"decode: height and width must be divisible by {self.stride}, got {height}x{width}; "
@@ -243,6 +290,72 @@ class SemDisDiffAE(Float32Buffers):
                 f"decode: {height}x{width} images need latents of shape [b, {', '.join(map(str, wanted))}], "
                 f"got {list(latents.shape)}"
             )
+
+    def _check_space(self, latents: Latent, where: str) -> None:
+        """Refuse latents that say that they are another model's."""
+        spec = None if torch.compiler.is_compiling() else spec_of(latents)
+        if spec is not None:
+            self.latent_spec.check(spec, where=where)
+
+
+class SemDisDiffAE(DiffAE):
+    """The convolutional autoencoder of the family, and decoders of its kind for other models' latents.
+
+    As in the package fcdm_diffae, the whole model computes in one dtype, and latents have it.
+    """
+
+
+class DinacAE(DiffAE):
+    """The autoencoder with a transformer encoder, whose ``token_head`` reads a teacher's tokens off the latent.
+
+    In bfloat16 its ordinary weights are stored so, its ``islands`` stay float32, and it computes under autocast;
+    latents are float32 (inference package of data-archetype/dinac_ae).
+    """
+
+    config: "DinacAEConfig"
+    islands = (
+        "*norm*",
+        "*.layer_scale",
+        "*.grn.gamma",
+        "*.grn.beta",
+        "decoder.path_drop_mask_feature",
+        "decoder.out_proj.*",
+    )
+
+    def __init__(self, config: "DinacAEConfig") -> None:
+        super().__init__(config)
+        self.token_head = config.token_head.build(latent=self.latent_channels)
+
+    def predict_class(self, latents: Latent) -> Float[Tensor, "b f"]:
+        """The teacher's class token from whitened latents, float32, of root mean square 1; gradients flow.
+
+        As published, the head computes under bfloat16 autocast whatever the model's dtype is.
+        """
+        cls = self._read(latents, "predict_class", torch.bfloat16).cls
+        assert cls is not None
+        return cls
+
+    def predict_features(self, latents: Latent) -> TeacherOutput:
+        """The teacher's patch and class tokens from whitened latents, float32, computed in the model's own dtype."""
+        return self._read(latents, "predict_features", None)
+
+    def _read(self, latents: Latent, where: str, dtype: torch.dtype | None) -> TeacherOutput:
+        self._check_space(latents, where)
+        if latents.ndim != 4 or latents.shape[1] != self.latent_channels:
+            raise ValueError(f"{where}: takes latents [b, {self.latent_channels}, h, w], got {list(latents.shape)}")
+        with self.autocast(dtype):
+            read = self.token_head(self.dewhiten(latents.float()))
+        assert read.cls is not None
+        return TeacherOutput(patches=read.patches.float(), grid=read.grid, cls=read.cls.float())
+
+    def _moments(self, images: Image) -> Map:
+        assert self.encoder is not None
+        with self.autocast():
+            return self.encoder(images.to(self.wide_dtype)).to(self.wide_dtype)
+
+    def _decoder(self, x_t: Image, t: Times, z: Latent, drop_middle_blocks: bool | Bool[Tensor, " b"]) -> Image:
+        with self.autocast():
+            return self.decoder(x_t.to(self.wide_dtype), t, z.to(self.wide_dtype), drop_middle_blocks)
 
 
 def _nearest(size: int, stride: int) -> int:
@@ -287,3 +400,14 @@ class DiffAEConfig(FamilyConfig):
 
     def build(self) -> SemDisDiffAE:
         return SemDisDiffAE(self)
+
+
+@part("family/dinac_ae")
+class DinacAEConfig(DiffAEConfig):
+    """DINAC-AE: a transformer encoder and a token head; the defaults are the published dinac_ae."""
+
+    encoder: EncoderConfig | None = StackEncoderConfig(block=DiTBlockConfig(), depth=6)
+    token_head: TokenHeadConfig = DINOTokenHeadConfig()
+
+    def build(self) -> DinacAE:
+        return DinacAE(self)

@@ -198,7 +198,8 @@ def load_folder(
             "one of the two was replaced: save the model again"
         )
     if SPEC in header:
-        decode(_parse(header[SPEC], str(weights_path)), LatentSpec).check(model.latent_spec, where=str(weights_path))
+        spec: Any = getattr(model, "latent_spec", None)
+        decode(_parse(header[SPEC], str(weights_path)), LatentSpec).check(spec, where=str(weights_path))
     if dtype is None:
         dtype = torch.bfloat16 if torch.device(device).type == "cuda" else torch.float32
     return model.to(device=device, dtype=dtype).eval()
