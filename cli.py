@@ -8,14 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
-from . import __version__
+from . import __version__, cli_latents
+from .cli_common import Device, ModelName, find_device, load_with_run, make_console
 
 if TYPE_CHECKING:
-    import torch
-
     from .blocks.slots import ProbeConfig
     from .training import Recipe, Run
 
@@ -36,14 +34,10 @@ Settings = Annotated[
     list[str] | None,
     typer.Option("--set", help="change a field: model.encoder.depth=8 (repeatable)", metavar="A.B=C"),
 ]
-Device = Annotated[
-    str | None, typer.Option(help="cpu, cuda, cuda:1, ...; default: CUDA where there is one", metavar="NAME")
-]
 DataFolder = Annotated[
     Path | None,
     typer.Option("--data", help="folder of images, any depth, in place of the recipe's data", metavar="DIR"),
 ]
-ModelName = Annotated[str, typer.Argument(help="a run folder, a model folder or file, or a hub id", metavar="MODEL")]
 
 
 @app.callback(invoke_without_command=True)
@@ -98,7 +92,7 @@ def show(
     from .recipes import find
 
     made = find(recipe, settings or ())
-    console = _console()
+    console = make_console()
     if only_json:
         console.print_json(json.dumps(encode(made)))
         return
@@ -136,7 +130,7 @@ def train(
     folder = out or Path("runs") / made.name
     _train(made, folder, resume=resume, device=device, workers=workers, keep=keep, tensorboard=tensorboard)
     if _leads():
-        _console().print(f"finished: {folder / 'model'}; measure it with: latelier eval {folder}", highlight=False)
+        make_console().print(f"finished: {folder / 'model'}; measure it with: latelier eval {folder}", highlight=False)
 
 
 @app.command("eval")
@@ -159,9 +153,9 @@ def eval_command(
 ) -> None:
     """Measure a model on held-out images: PSNR, SSIM, alignment, latent statistics, and a linear baseline."""
     asked = [_probe(text) for text in probes or ()]
-    loaded, run = _load(model, device)
+    loaded, run = load_with_run(model, device)
     for path in _evaluate(loaded, run, data, out or (run.folder if run else Path()) / "evaluation", probes=asked):
-        _console().print(f"written: {path}", highlight=False)
+        make_console().print(f"written: {path}", highlight=False)
 
 
 @app.command()
@@ -180,7 +174,7 @@ def reconstruct(
     from .families import InferenceConfig
 
     settings = InferenceConfig(num_steps=steps, pdg=guidance != 1, pdg_strength=guidance, seed=seed)
-    loaded, _ = _load(model, device)
+    loaded, _ = load_with_run(model, device)
     reconstruct_files(
         loaded,
         images,
@@ -216,10 +210,13 @@ def demo(
     torch.set_num_threads(1)
     _train(find("demo/semdisdiffae", settings or ()), out, resume=True, device=device)
     page = _report(out, None, device)
-    console = _console()
+    console = make_console()
     console.print(f"\nreport:  {page.resolve()}", highlight=False)
     console.print(f"model:   {out / 'model'}", highlight=False)
     console.print(f"try it:  latelier reconstruct {out} PICTURE.jpg --out pictures", highlight=False)
+
+
+app.add_typer(cli_latents.app)  # without a name: its commands stand beside those above
 
 
 # --- what the commands share --------------------------------------------------------------------------------------
@@ -227,14 +224,9 @@ def demo(
 PLAIN: dict[str, Any] = {"box": None, "pad_edge": False, "header_style": "bold"}
 
 
-def _console() -> Console:
-    """Wraps lines on terminals only."""
-    return Console(soft_wrap=True, width=None if sys.stdout.isatty() else 1000)
-
-
 def _print_table(table: Table) -> None:
     """Print without the spaces that fill the last column."""
-    console = _console()
+    console = make_console()
     with console.capture() as captured:
         console.print(table)
     for line in captured.get().splitlines():
@@ -249,23 +241,6 @@ def _leads() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def _device(name: str | None) -> "torch.device":
-    """The device of that name, or by default this process's CUDA device, where there is one."""
-    import torch
-
-    name = name or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ValueError(f"--device: takes cpu, cuda, cuda:1 and so on, got {name!r}") from None
-    if device.type != "cuda":
-        return device
-    index = int(os.environ.get("LOCAL_RANK", "0")) if device.index is None else device.index
-    if index >= torch.cuda.device_count():
-        raise ValueError(f"--device: there are {torch.cuda.device_count()} CUDA devices here, got {name!r}; try cpu")
-    return torch.device("cuda", index)
-
-
 def _with_data(recipe: "Recipe", data: Path | None) -> "Recipe":
     from .training import FolderDataConfig
 
@@ -278,11 +253,11 @@ def _with_data(recipe: "Recipe", data: Path | None) -> "Recipe":
 def _train(recipe: "Recipe", folder: Path, *, resume: bool, device: str | None, **options: Any) -> None:
     from .training import ProgressWatcher, Watcher, train
 
-    options |= {"resume": resume, "device": _device(device)}
+    options |= {"resume": resume, "device": find_device(device)}
     if not _leads():
         train(recipe, folder, watcher=Watcher(), **options)
         return
-    console = _console()
+    console = make_console()
     console.print(f"recipe {recipe.name} ({recipe.id}) -> {folder}", highlight=False)
     try:
         with ProgressWatcher(console) as watcher:
@@ -291,25 +266,6 @@ def _train(recipe: "Recipe", folder: Path, *, resume: bool, device: str | None, 
         same = "the same command" if resume else "the same command with --resume"
         print(f"\nstopped; {same} goes on from the newest checkpoint", file=sys.stderr)
         raise typer.Exit(130) from None
-
-
-def _load(name: str, device: str | None) -> "tuple[Any, Run | None]":
-    """Load the model of a run, with the run, or a model by itself."""
-    from . import load
-    from .training import is_run, load_run
-
-    path, place = Path(name), _device(device)
-    if is_run(path):
-        run = load_run(path, device=place)
-        return run.model, run
-    if not path.exists() and path.parent != Path() and path.parent.is_dir():  # a slip, and no id for the hub
-        raise FileNotFoundError(f"{name}: no such file or folder; {str(path.parent)!r} holds {_listed(path.parent)}")
-    return load(name, device=place), None
-
-
-def _listed(folder: Path) -> str:
-    names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
-    return ", ".join(map(repr, names[:8])) + (", ..." if len(names) > 8 else "") if names else "nothing"
 
 
 def _probe(text: str) -> "ProbeConfig":
@@ -344,7 +300,7 @@ def _evaluate(
         if data is None:
             settings["training"] = run.recipe.data.training()
         probes = [*run.recipe.probes, *(probe for probe in probes if probe not in run.recipe.probes)]
-    written, console = [], _console()
+    written, console = [], make_console()
     for protocol in protocols:
         with console.status("measuring") as status:  # quiet where there is no terminal
             result = evaluate(
@@ -374,7 +330,7 @@ def _report(folder: Path, data: Path | None, device: str | None) -> Path:
     from .evaluation import write_report
     from .training import load_run
 
-    run = load_run(folder, device=_device(device))
+    run = load_run(folder, device=find_device(device))
     _evaluate(run.model, run, data, folder / "evaluation")
     return write_report(folder, run.model, _held_out(run, data), protocol=run.recipe.evaluation[0])
 

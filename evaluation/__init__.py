@@ -1,5 +1,6 @@
 """Measuring models: protocols, yardsticks, latent statistics, pictures, reports."""
 
+from .latent_files import decode_files, encode_files, feature_files
 from .latents import LatentStatistics, PosteriorStatistics
 from .linear import PatchPCA, RidgeReadout, token_cosine
 from .measure import evaluate
@@ -18,8 +19,11 @@ __all__ = [
     "PosteriorStatistics",
     "RidgeReadout",
     "TokenRobustnessConfig",
+    "decode_files",
     "difference",
+    "encode_files",
     "evaluate",
+    "feature_files",
     "latent_colours",
     "load_result",
     "psnr",

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +10,14 @@ import numpy as np
 import PIL.Image
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..blocks.shapes import Image
 from ..families.diffae import InferenceConfig
 from ..families.files import write_atomically
 from ..families.images import open_image, to_pixels, to_signed
 from .pictures import png, to_picture
-from .protocols import frozen, placed_like
+from .protocols import frozen
 
 
 def reconstruct(model: Any, image: Image, inference: InferenceConfig | None = None) -> Image:
@@ -24,9 +25,14 @@ def reconstruct(model: Any, image: Image, inference: InferenceConfig | None = No
     height, width = image.shape[2:]
     with frozen(model):
         padded = pad_to_multiple(image, model.stride)
-        latent = model.encode(placed_like(model, padded))
+        latent = model.encode(placed_at(model, padded))
         output = model.decode(latent, *padded.shape[2:], inference)
     return output[:, :, :height, :width].float().cpu().clamp(-1, 1)
+
+
+def placed_at(model: nn.Module, tensor: Tensor) -> Tensor:
+    """Move to the device of the model's first tensor; which dtype it computes in, the model knows."""
+    return tensor.to(next(chain(model.parameters(), model.buffers())).device)
 
 
 def pad_to_multiple(image: Image, multiple: int) -> Float[Tensor, "b 3 H_padded W_padded"]:
@@ -73,15 +79,28 @@ def reconstruct_files(
     return targets
 
 
-def _targets(sources: Sequence[Path], folder: Path) -> list[Path]:
+def unique_names(sources: Sequence[Path], *, advice: str) -> list[str]:
+    """The stem of each file, or its name where stems coincide.
+
+    Raises:
+        ValueError: no files, or two of the same name, which ``advice`` helps to keep apart.
+    """
     if not sources:
         raise ValueError("images: there are none; name one or more files")
     stems = Counter(source.stem for source in sources)
-    targets = [folder / f"{source.stem if stems[source.stem] == 1 else source.name}.png" for source in sources]
+    names = [source.stem if stems[source.stem] == 1 else source.name for source in sources]
+    counts = Counter(names)
+    for source, name in zip(sources, names, strict=True):
+        if counts[name] > 1:
+            raise ValueError(f"{source}: another input is called {name} too; {advice}")
+    return names
+
+
+def _targets(sources: Sequence[Path], folder: Path) -> list[Path]:
+    names = unique_names(sources, advice="reconstruct them into two folders")
+    targets = [folder / f"{name}.png" for name in names]
     inputs = {source.resolve() for source in sources}
     for source, target in zip(sources, targets, strict=True):
         if target.resolve() in inputs:
             raise ValueError(f"{source}: writing {target} would replace an input; choose another --out")
-        if targets.count(target) > 1:
-            raise ValueError(f"{source}: another input is called {source.name} too; reconstruct them into two folders")
     return targets

@@ -1,0 +1,75 @@
+"""What the commands share: their arguments, the console, and how a model and a device are found."""
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+if TYPE_CHECKING:
+    import torch
+
+    from .training import Run
+
+Device = Annotated[
+    str | None, typer.Option(help="cpu, cuda, cuda:1, ...; default: CUDA where there is one", metavar="NAME")
+]
+ModelName = Annotated[str, typer.Argument(help="a run folder, a model folder or file, or a hub id", metavar="MODEL")]
+
+
+def make_console() -> Console:
+    """Wraps lines on terminals only."""
+    return Console(soft_wrap=True, width=None if sys.stdout.isatty() else 1000)
+
+
+def find_device(name: str | None) -> "torch.device":
+    """The device of that name, or by default this process's CUDA device, where there is one."""
+    import torch
+
+    name = name or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"--device: takes cpu, cuda, cuda:1 and so on, got {name!r}") from None
+    if device.type != "cuda":
+        return device
+    index = int(os.environ.get("LOCAL_RANK", "0")) if device.index is None else device.index
+    if index >= torch.cuda.device_count():
+        raise ValueError(f"--device: there are {torch.cuda.device_count()} CUDA devices here, got {name!r}; try cpu")
+    return torch.device("cuda", index)
+
+
+def load_with_run(name: str, device: str | None) -> "tuple[Any, Run | None]":
+    """Load the model of a run, with the run, or a model by itself."""
+    from .training import is_run, load_run
+
+    if is_run(Path(name)):
+        run = load_run(name, device=find_device(device))
+        return run.model, run
+    return load_model(name, device), None
+
+
+def load_model(name: str, device: str | None, *, dtype: str | None = None) -> Any:
+    """Load a model by itself, or that of a run, in the precision of that name."""
+    import torch
+
+    from . import load
+    from .training import is_run, load_run
+
+    path, place = Path(name), find_device(device)
+    if is_run(path):
+        path = path / "model"
+        if not path.is_dir():
+            load_run(name)  # says what is missing
+    elif not path.exists() and path.parent != Path() and path.parent.is_dir():  # a slip, and no id for the hub
+        raise FileNotFoundError(f"{name}: no such file or folder; {str(path.parent)!r} holds {_listed(path.parent)}")
+    else:
+        path = name
+    return load(path, device=place, dtype=None if dtype is None else getattr(torch, dtype))
+
+
+def _listed(folder: Path) -> str:
+    names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+    return ", ".join(map(repr, names[:8])) + (", ..." if len(names) > 8 else "") if names else "nothing"

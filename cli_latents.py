@@ -1,0 +1,119 @@
+"""The commands about files of latents: encode, decode, features; and export, for other packages."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from .cli_common import Device, ModelName, load_model, make_console
+
+app = typer.Typer()
+
+LatentsFile = Annotated[
+    Path, typer.Argument(help="what `latelier encode` wrote", metavar="LATENTS", show_default=False)
+]
+Batch = Annotated[int, typer.Option(help="most images in a batch", min=1, metavar="N")]
+BatchPixels = Annotated[
+    int, typer.Option(help="most pixels in a batch; an image with more goes alone", min=1, metavar="N")
+]
+BATCH, BATCH_PIXELS = 8, 2**22
+
+
+@app.command("encode")
+def encode_command(
+    model: ModelName,
+    images: Annotated[list[Path], typer.Argument(help="pictures of any size", metavar="IMAGES...")],
+    out: Annotated[Path, typer.Option(help="safetensors file for the latents", metavar="FILE")],
+    batch: Batch = BATCH,
+    batch_pixels: BatchPixels = BATCH_PIXELS,
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "float16"] | None,
+        typer.Option(help="of the model and the latents; default: the device's for the model, float32 for the latents"),
+    ] = None,
+    device: Device = None,
+) -> None:
+    """Write the latents of pictures as one safetensors file."""
+    from .evaluation import encode_files
+
+    loaded = load_model(model, device, dtype=dtype)
+    with _progress("encoding") as report:
+        encode_files(
+            loaded,
+            images,
+            out,
+            batch=batch,
+            batch_pixels=batch_pixels,
+            dtype=dtype or "float32",
+            on_image=report,
+        )
+    print(f"written: {out}")
+
+
+@app.command("decode")
+def decode_command(
+    model: ModelName,
+    latents: LatentsFile,
+    out: Annotated[Path, typer.Option(help="folder for the PNG files", metavar="DIR")],
+    steps: Annotated[int, typer.Option(help="decoder evaluations", min=1)] = 1,
+    guidance: Annotated[float, typer.Option(help="path-drop guidance strength; 1 is none")] = 1.0,
+    seed: Annotated[int, typer.Option(help="of the decoder's noise, which is drawn anew for each picture")] = 0,
+    batch: Batch = BATCH,
+    batch_pixels: BatchPixels = BATCH_PIXELS,
+    device: Device = None,
+) -> None:
+    """Write a picture for each latent of a file, at its original size."""
+    from .evaluation import decode_files
+    from .families import InferenceConfig
+
+    settings = InferenceConfig(num_steps=steps, pdg=guidance != 1, pdg_strength=guidance, seed=seed)
+    loaded = load_model(model, device)
+    with _progress("decoding") as report:
+
+        def written(path: Path, done: int, total: int) -> None:
+            print(path)
+            report(path, done, total)
+
+        decode_files(loaded, latents, out, inference=settings, batch=batch, batch_pixels=batch_pixels, on_image=written)
+
+
+@app.command("features")
+def features_command(
+    model: ModelName,
+    latents: LatentsFile,
+    out: Annotated[Path, typer.Option(help="safetensors file for the features", metavar="FILE")],
+    batch: Batch = BATCH,
+    batch_pixels: BatchPixels = BATCH_PIXELS,
+    device: Device = None,
+) -> None:
+    """Write the class and patch features that a model's token head reads off each latent of a file."""
+    from .evaluation import feature_files
+
+    loaded = load_model(model, device)
+    with _progress("reading") as report:
+        feature_files(loaded, latents, out, batch=batch, batch_pixels=batch_pixels, on_image=report)
+    print(f"written: {out}")
+
+
+@app.command("export")
+def export_command(
+    model: ModelName,
+    out: Annotated[Path, typer.Option(help="folder for config.json and model.safetensors", metavar="DIR")],
+) -> None:
+    """Write a model in the layout of its published kind, for other packages to load."""
+    loaded = load_model(model, "cpu", dtype="float32")
+    if not hasattr(loaded, "export_published"):
+        raise ValueError(f"export: nobody has published a layout for a model {loaded.config.kind!r}")
+    print(f"written: {loaded.export_published(out)}")
+
+
+@contextmanager
+def _progress(what: str) -> Iterator[Callable[[Any, int, int], None]]:
+    """Yield what is called with how many of how many are done; quiet where there is no terminal."""
+    console = make_console()
+    columns = TextColumn("{task.description}"), BarColumn(bar_width=30), MofNCompleteColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda item, done, total: bar.update(task, completed=done, total=total)
