@@ -76,7 +76,7 @@ def line_chart(
     ys = [y for one in series for _, y in one.points] + ([level] if level is not None else [])
     x_axis = Axis(*_widened(min(xs), max(xs), 0.0), LEFT, WIDTH - RIGHT)
     y_axis = Axis(*_widened(min(ys), max(ys), 0.06, log=log), HEIGHT - BOTTOM, TOP, log)
-    body = [*_grid(x_axis, y_axis, room=max(30, 6.0 * len(x_label)))]
+    body = [*_grid(x_axis, y_axis, room=max(30.0, 6.0 * len(x_label)))]
     if level is not None:
         body.append(_line(LEFT, y_axis(level), WIDTH - RIGHT, y_axis(level), "level"))
     for x, label in marks:

@@ -119,7 +119,7 @@ def probe_rows(result: Result) -> Iterator[tuple[str, str, float | None, None]]:
         if answer["kind"] == TokenRobustnessConfig.kind:
             yield from ((label, "dB", value, None) for label, value in robustness_rows(name, answer))
         else:
-            yield from ((f"{name}, {key}", "", x, None) for key, x in answer.items() if type(x) in (int, float))
+            yield from ((f"{name}, {key}", "", float(x), None) for key, x in answer.items() if type(x) in (int, float))
 
 
 def number(value: float | None, unit: str = "", *, sign: bool = False) -> str:

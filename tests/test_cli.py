@@ -272,6 +272,32 @@ def test_eval_measures_a_bare_model_on_a_folder(run: Latelier, here: Path) -> No
     assert again["psnr"] == result["psnr"]
 
 
+def test_eval_asks_a_bare_model_what_probes_name(run: Latelier, here: Path) -> None:
+    unit = json.dumps({"kind": "probe/token_robustness", "relative_to": "unit", "offsets": [2]})
+    model = ("eval", "runs/tiny/model", "--data", "pictures")
+    out = good(run(*model, "--probe", "token_robustness", "--probe", unit))
+    answers = json.loads((here / "evaluation/archetype_psnr.json").read_text())["probes"]
+    assert [answer["relative_to"] for answer in answers.values()] == ["posterior", "unit"]
+    assert [name.partition("-")[0] for name in answers] == ["token_robustness"] * 2
+    assert f"{answers['token_robustness']['offsets'][1]['whole']['mean']:.2f} dB" in out
+    said = run(*model, "--probe", "token_robustnes")
+    message = "error: --probe: no part is named 'probe/token_robustnes'; did you mean 'probe/token_robustness'?\n"
+    assert (said.code, said.err) == (1, message)
+
+
+def test_eval_and_report_ask_what_a_recipe_names(run: Latelier, here: Path) -> None:
+    path = here / "runs/tiny/recipe.json"
+    tree = json.loads(path.read_text())
+    assert tree["probes"] == []
+    path.write_text(json.dumps(tree | {"probes": [{"kind": "probe/token_robustness", "offsets": [3.0]}]}))
+    (asked,) = json.loads(path.read_text())["probes"]
+    good(run("eval", "runs/tiny", "--probe", json.dumps(asked)))
+    answers = json.loads((here / "runs/tiny/evaluation/archetype_psnr.json").read_text())["probes"]
+    assert [[n["offset"] for n in answer["offsets"]] for answer in answers.values()] == [[3.0]]
+    good(run("report", "runs/tiny"))
+    assert "Robustness to wrong tokens" in (here / "runs/tiny/report.html").read_text()
+
+
 @pytest.mark.parametrize("options", [(), ("--side-by-side",)])
 def test_reconstruct_keeps_odd_sizes(options: Sequence[str], run: Latelier, here: Path) -> None:
     for name, size in (("wide", (45, 3)), ("tall", (9, 20))):

@@ -25,13 +25,17 @@ from latelier.blocks import (
     HOGConfig,
     ImageSource,
     PartError,
+    ProbeConfig,
+    ProtocolConfig,
     SkipDecoderConfig,
     StackEncoderConfig,
     decode,
     encode,
+    part,
 )
 from latelier.evaluation import (
     ArchetypePSNRConfig,
+    TokenRobustnessConfig,
     evaluate,
     load_result,
     reconstruct,
@@ -307,6 +311,17 @@ def test_latents_are_described_with_their_information(result: dict[str, Any]) ->
     assert posterior["bits_per_pixel"] == pytest.approx(posterior["bits_per_value"] * 6 / 16)
 
 
+def test_answers_of_probes_stand_under_their_names(tmp_path: Path) -> None:
+    probes = (TokenRobustnessConfig(), TokenRobustnessConfig(offsets=(1.0,)))
+    found = evaluate(tiny(), HELD_OUT, probes=probes)
+    assert list(found["probes"]) == ["token_robustness", f"token_robustness-{probes[1].id}"]
+    for probe, answer in zip(probes, found["probes"].values(), strict=True):
+        assert (answer["kind"], answer["id"], answer["settings"]) == (probe.kind, probe.id, encode(probe))
+        assert answer == answer | probe.measure(tiny(), HELD_OUT, ArchetypePSNRConfig())
+    assert load_result(save_result(found, tmp_path)) == found
+    assert "probes" not in evaluate(tiny(), HELD_OUT)
+
+
 def test_the_same_evaluation_gives_the_same_numbers(result: dict[str, Any]) -> None:
     again = evaluate(tiny(), HELD_OUT, training=TRAINING, teacher=HOGConfig(patch=4), recipe=TINY)
     assert again | {"measured": ""} == result | {"measured": ""}
@@ -320,6 +335,9 @@ def test_progress_counts_every_image() -> None:
         *(("measure", i, 3) for i in (1, 2, 3)),
         *(("measure the linear baseline", i, 3) for i in (1, 2, 3)),
     ]
+    calls.clear()
+    evaluate(Shifted(0.1), HELD_OUT, probes=[TokenRobustnessConfig()], on_progress=lambda *call: calls.append(call))
+    assert calls[3:] == [("probe token_robustness", i, 3) for i in (1, 2, 3)]
 
 
 def test_results_survive_the_disk(result: dict[str, Any], tmp_path: Path) -> None:
@@ -390,6 +408,34 @@ def test_results_of_one_protocol_stand_side_by_side(result: dict[str, Any]) -> N
     text = printed([result, other])
     assert f"{other['psnr']['mean']:.2f} dB" in text
     assert "difference" not in text
+
+
+def test_rows_of_a_probe_say_what_its_offsets_are_relative_to() -> None:
+    own, unit = TokenRobustnessConfig(offsets=(2.0,)), TokenRobustnessConfig(offsets=(2.0,), relative_to="unit")
+    found = evaluate(tiny(), HELD_OUT, probes=(own, unit))
+    text = printed([found])
+    for probe, base in ((own, "own posterior"), (unit, "log-SNR 6")):
+        numbers = found["probes"][f"token_robustness-{probe.id}"]["offsets"][0]
+        for region in ("whole", "untouched"):
+            row = next(line for line in text.splitlines() if f"-{probe.id}, {base} − 2, {region} " in line)
+            assert f"{numbers[region]['mean']:.2f} dB" in row
+
+
+def test_probes_of_another_package_are_shown_as_they_are() -> None:
+    @part("probe/of_another_package")
+    class SizesConfig(ProbeConfig):
+        wanted: int
+
+        def measure(
+            self, model: Any, images: ImageSource, protocol: ProtocolConfig, *, on_image: Any = None
+        ) -> dict[str, Any]:
+            return {"images": len(images), "names": [images.name(0)], "wanted": self.wanted / 2}
+
+    probe = SizesConfig(wanted=3)
+    text = printed([evaluate(Shifted(0.1), HELD_OUT, probes=[probe])])
+    rows = [line for line in text.splitlines() if "of_another_package" in line]
+    assert [re.findall(r"(\w+) +│ +([\d.]+)", row) for row in rows] == [[("images", "3.0000")], [("wanted", "1.5000")]]
+    assert all(f"of_another_package-{probe.id}, " in row for row in rows)
 
 
 def test_a_table_of_nothing_is_refused() -> None:

@@ -18,6 +18,7 @@ from hypothesis import given
 from latelier.blocks import FCDMBlockConfig, HOGConfig, SkipDecoderConfig, StackEncoderConfig
 from latelier.evaluation import (
     ArchetypePSNRConfig,
+    TokenRobustnessConfig,
     charts,
     evaluate,
     gallery,
@@ -203,6 +204,55 @@ def test_a_report_of_an_evaluation_alone_is_shorter(tmp_path: Path) -> None:
     assert "linear baseline" not in made.text
 
 
+def test_a_report_draws_what_wrong_tokens_do(tmp_path: Path) -> None:
+    images, unit = Noise(["a", "b"]), TokenRobustnessConfig(relative_to="unit", share=0.125)
+    model = tiny()
+    for parameter in model.parameters():  # off the zeros of birth, at which no token reaches another's pixels
+        torch.nn.init.normal_(parameter, std=0.1)
+    result = evaluate(model, images, probes=(TokenRobustnessConfig(), unit))
+    save_result(result, tmp_path / "evaluation")
+    made = Page(write_report(tmp_path, tiny(), images).read_text(encoding="utf-8"))
+    answer, other = result["probes"].values()
+    means = [n["whole"]["mean"] for n in answer["offsets"]]
+    drawn = [c["aria-label"] or "" for c in made.of("svg") if "PSNR by offset" in (c["aria-label"] or "")]
+    assert len(drawn) == 2
+    assert f"all pixels from {means[0]:.1f} to {means[-1]:.1f} dB; untouched tokens from " in drawn[0]
+    for region in ("whole", "untouched", "corrupted"):
+        assert len([p for p in made.of("path") if p["class"] == region]) == 2
+        assert len([p for p in made.of("circle") if p["class"] == region]) == 8
+    assert "Robustness to wrong tokens 25 % of each latent's tokens, chosen at random, are drawn from" in made.text
+    assert f"The posterior's log-SNR is {answer['logsnr']:.2f} nats on average." in made.text
+    assert "12.5 % of each latent's tokens, chosen at random, are mixed with noise at a log-SNR of 6 nats" in made.text
+    assert f"{other['offsets'][3]['untouched']['pooled']:.2f}" in made.text
+    assert "no posterior" not in made.text
+
+
+def test_curves_that_are_exact_are_said_and_not_drawn(tmp_path: Path) -> None:
+    result = evaluate(tiny(), Noise(["a"]), probes=[TokenRobustnessConfig(offsets=(1.0, 2.0))])
+    (answer,) = result["probes"].values()
+    for numbers in answer["offsets"]:
+        nothing = dict.fromkeys(("mean", "std", "median", "p5", "p95", "min", "max", "pooled"))
+        numbers["untouched"] = {"n": 1, "infinite": 1} | nothing
+    answer["relative_to"] = "unit"
+    save_result(result, tmp_path / "evaluation")
+    made = Page(write_report(tmp_path, tiny(), Noise(["a"])).read_text(encoding="utf-8"))
+    assert [p["class"] for p in made.of("path") if p["class"] in ("whole", "untouched", "corrupted")] == [
+        "corrupted",
+        "whole",
+    ]
+    assert "Exact on untouched tokens, and left out of these means: 1 of 1 at 1, 1 of 1 at 2." in made.text
+    assert "This model has no posterior of finite log-SNR to be offset." in made.text
+
+
+def test_answers_of_a_probe_of_another_package_are_shown_as_json(tmp_path: Path) -> None:
+    result = evaluate(tiny(), Noise(["a"]))
+    result["probes"] = {"theirs": {"kind": "probe/theirs", "id": "0123", "settings": {}, "found": "<b>much</b>"}}
+    save_result(result, tmp_path / "evaluation")
+    made = Page(write_report(tmp_path, tiny(), Noise(["a"])).read_text(encoding="utf-8"))
+    assert "theirs (0123)" in made.text
+    assert '"found": "<b>much</b>"' in made.text
+
+
 def test_more_images_than_rows_are_drawn_as_a_curve(tmp_path: Path) -> None:
     images = Noise([f"{i}" for i in range(45)])
     made = Page(write_report(finished(tmp_path, images=images), tiny(), images).read_text(encoding="utf-8"))
@@ -279,6 +329,17 @@ def test_logarithmic_ticks_are_decades_or_finer() -> None:
 )
 def test_tick_labels_are_short(value: float, text: str) -> None:
     assert charts.short(value) == text
+
+
+def test_a_long_label_of_the_axis_covers_no_tick() -> None:
+    series = [charts.Series([(x, x) for x in (0.0, 2.0, 4.0, 6.0)], "whole", knots=True)]
+
+    def ticks(label: str) -> list[str]:
+        svg = charts.line_chart("t", series, description="d", x_label=label)
+        return re.findall(r'class="tick middle"[^>]*>([^<]*)<', svg)
+
+    assert ticks("step") == ["0", "2", "4"]
+    assert ticks("nats below the posterior") == ["0", "2"]
 
 
 def test_charts_survive_constant_and_single_values() -> None:
