@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from measuring import Table, assert_agrees, awake, draw, interleaved, peak_bytes
 from torch import Tensor
 
-from latelier.blocks import FCDMBlock, channel_rms_norm, response_norm
+from latelier.blocks import FCDMBlock, FeatureQueue, channel_rms_norm, moments, response_norm
 
 WIDTH, SIDE, BATCH = 896, 16, 4  # the published width, on 256 px
 
@@ -52,10 +52,23 @@ def _conditioned_block() -> Pair:
     return plain, block, (draw(BATCH, WIDTH, SIDE, SIDE), draw(BATCH, WIDTH))
 
 
+def _feature_queue() -> Pair:
+    """Sums that follow what enters and leaves against a covariance of the whole queue."""
+    batch = draw(64, 384)
+    queue = FeatureQueue(384, size=4096).to(batch.device)
+    queue.push(draw(4096, 384))
+    return (
+        lambda rows: moments(torch.cat([queue.contents(), rows.float()])).cov.float(),
+        lambda rows: queue.moments(rows).cov.float(),
+        (batch,),
+    )
+
+
 PAIRS: dict[str, Callable[[], Pair]] = {
     "response norm": _response_norm,
     "FCDM block": _plain_block,
     "FCDM block, conditioned": _conditioned_block,
+    "moments of a feature queue": _feature_queue,
 }
 
 
