@@ -16,6 +16,8 @@ from hypothesis import given
 from torch import nn
 
 from latelier.blocks import (
+    DINOTokenHeadConfig,
+    DiTBlockConfig,
     EncoderPosterior,
     FCDMBlockConfig,
     ImageSource,
@@ -27,7 +29,7 @@ from latelier.blocks import (
     encode,
 )
 from latelier.evaluation import ArchetypePSNRConfig, PatchPCA, TokenRobustnessConfig
-from latelier.families import DiffAEConfig, SemDisDiffAE
+from latelier.families import DiffAEConfig, DinacAEConfig
 
 TINY = DiffAEConfig(
     patch=4,
@@ -36,6 +38,14 @@ TINY = DiffAEConfig(
     encoder=StackEncoderConfig(block=FCDMBlockConfig(), depth=1),
     decoder=SkipDecoderConfig(block=FCDMBlockConfig()),
 )
+FAMILIES = {
+    "semdisdiffae": TINY,
+    "packed": DiffAEConfig(**{**vars(TINY), "latent_patch": 2}),
+    "dinac_ae": DinacAEConfig(
+        **{**vars(TINY), "encoder": StackEncoderConfig(block=DiTBlockConfig(head_width=8), depth=1)},
+        token_head=DINOTokenHeadConfig(features=36, head_width=12),
+    ),
+}
 REGIONS = ("whole", "untouched", "corrupted")
 
 
@@ -94,7 +104,7 @@ class Bare(nn.Module):
         return self.linear.decode(latents, height, width)
 
 
-def tiny(config: DiffAEConfig = TINY) -> SemDisDiffAE:
+def tiny(config: DiffAEConfig = TINY) -> Any:
     torch.manual_seed(1)
     model = config.build()
     for parameter in model.parameters():  # off the zeros of birth
@@ -110,7 +120,7 @@ def sigmoid(x: float) -> float:
     return 1 / (1 + math.exp(-x))
 
 
-def means(answer: dict[str, Any], region: str) -> list[float | None]:
+def means(answer: dict[str, Any], region: str) -> list[Any]:
     return [numbers[region]["mean"] for numbers in answer["offsets"]]
 
 
@@ -231,8 +241,9 @@ def test_progress_counts_every_image() -> None:
 
 
 @pytest.mark.parametrize("relative_to", ["posterior", "unit"])
-def test_a_larger_offset_changes_more_of_the_picture(relative_to: Any) -> None:
-    model = tiny()
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_larger_offset_changes_more_of_the_picture(family: str, relative_to: Any) -> None:
+    model = tiny(FAMILIES[family])
     model.latent_norm_running_var.fill_(0.3)
     found = measured(TokenRobustnessConfig(relative_to=relative_to), model, HELD_OUT)
     assert found["relative_to"] == relative_to
@@ -271,10 +282,13 @@ def test_a_linear_code_of_patches_can_be_asked_as_well() -> None:
     assert means(found, "untouched") == [None] * 4
 
 
-def test_half_precision_models_are_asked_in_their_own_dtype() -> None:
-    model = tiny()
-    full, half = (means(measured(TokenRobustnessConfig(), m, HELD_OUT), "whole") for m in (model, model.bfloat16()))
+@pytest.mark.parametrize("family", FAMILIES)
+def test_half_precision_models_are_asked_in_their_own_dtype(family: str) -> None:
+    model, probe = tiny(FAMILIES[family]), TokenRobustnessConfig(relative_to="unit", offsets=(4.0, 6.0))
+    full = means(measured(probe, model, HELD_OUT), "whole")  # below 60 dB: above, bfloat16 rounds
+    half = means(measured(probe, model.bfloat16(), HELD_OUT), "whole")
     assert half == pytest.approx(full, abs=1)
+    assert half != full
 
 
 def test_a_posterior_that_is_a_point_for_some_images_is_refused() -> None:
