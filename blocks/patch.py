@@ -23,14 +23,19 @@ def unpatchify(x: Map, patch: int) -> Float[Tensor, "b c_pp h_p w_p"]:
 
 
 class Patchify(nn.Module):
-    """Linear embedding of patches: a convolution whose kernel equals its stride. No norm, no positions."""
+    """Linear embedding of patches: a convolution whose kernel equals its stride. No norm, no positions.
+
+    It is computed as pixel-unshuffle and a 1x1 convolution: oneDNN's strided convolution in bfloat16 reads memory that
+    nobody wrote on CPUs with AMX (torch 2.15, small grids), and gives NaN.
+    """
 
     def __init__(self, channels: int, width: int, *, patch: int) -> None:
         super().__init__()
         self.proj = nn.Conv2d(channels, width, patch, stride=patch)
 
     def forward(self, x: Map) -> Float[Tensor, "b c_out h_p w_p"]:
-        return self.proj(x)
+        weight = self.proj.weight
+        return F.conv2d(patchify(x, weight.shape[-1]), weight.flatten(1)[:, :, None, None], self.proj.bias)
 
 
 class Unpatchify(nn.Conv2d):

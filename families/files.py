@@ -187,8 +187,11 @@ def load_folder(
         raise PartError(f"{where}: {error.where}", error.what) from None
     except CheckpointError as error:
         raise CheckpointError(f"{weights_path}: {error}") from None
-    with torch.device("meta"):
-        model = config.build()
+    try:
+        with torch.device("meta"):
+            model = config.build()
+    except ValueError as error:
+        raise PartError(where, f"its parts do not fit together ({error})") from None
     if not isinstance(model, model_class):
         raise PartError(where, f"holds {config.kind!r}, a {type(model).__name__}, not a {model_class.__name__}")
     assign(model, tensors, where=str(weights_path), names=names)

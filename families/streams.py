@@ -39,17 +39,14 @@ class TensorWriter:
         for name, (dtype, shape) in sorted(self._shapes.items(), key=lambda item: -item[1][0].itemsize):
             if name == "__metadata__":
                 raise ValueError(f"{where}: a tensor cannot be called {name!r}, which the format keeps for itself")
+            if any("\ud800" <= sign <= "\udfff" for sign in name):  # as Python reads file names that are no UTF-8
+                raise ValueError(f"{where}: the name {name!r} is no Unicode text; rename it")
             if dtype not in TYPES:
                 raise ValueError(f"{where}: {name!r} is {dtype}; streams hold float32, float16 and bfloat16")
             end = place + math.prod(shape) * dtype.itemsize
             head[name] = {"dtype": TYPES[dtype], "shape": list(shape), "data_offsets": [place, end]}
             self._places[name], place = place, end
-        try:
-            text = json.dumps(head, ensure_ascii=False, separators=(",", ":")).encode()
-        except UnicodeEncodeError as error:
-            raise ValueError(
-                f"{where}: names must be Unicode, got {error.object[error.start :]!r}; rename it"
-            ) from None
+        text = json.dumps(head, ensure_ascii=False, separators=(",", ":")).encode()
         text += b" " * (-len(text) % 8)
         self._start = 8 + len(text)
         file.write(len(text).to_bytes(8, "little") + text)
