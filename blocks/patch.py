@@ -4,11 +4,11 @@
 the convolution ``[D, c, p, p]`` equals pixel-unshuffle followed by the 1x1 convolution ``[D, c·p², 1, 1]``.
 """
 
-import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from .precision import without_autocast
 from .shapes import Map
 
 
@@ -49,5 +49,5 @@ class Unpatchify(nn.Conv2d):
         self.patch = patch
 
     def forward(self, input: Map) -> Float[Tensor, "b c_out h_p w_p"]:
-        with torch.autocast(input.device.type, enabled=False):
+        with without_autocast(input.device):
             return unpatchify(super().forward(input.to(self.weight.dtype)), self.patch)

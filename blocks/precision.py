@@ -14,6 +14,13 @@ import torch
 from torch import Tensor, nn
 
 
+def without_autocast(device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """Compute in the dtypes that are at hand, where autocast is on as well."""
+    if not torch.amp.is_autocast_available(device.type):  # the meta device
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, enabled=False)
+
+
 class Float32Buffers(nn.Module):
     """A module whose own floating-point buffers move between devices but keep float32 under ``to(dtype)``."""
 
@@ -55,10 +62,10 @@ class Float32Islands(Float32Buffers):
 
     def autocast(self, dtype: torch.dtype | None = None) -> contextlib.AbstractContextManager[object]:
         """Compute in ``dtype``, by default that of storage; float32 and wider leave what surrounds them in force."""
-        dtype = dtype or self.dtype
-        if dtype.itemsize >= torch.float32.itemsize:
+        dtype, device = dtype or self.dtype, next(self.parameters()).device.type
+        if dtype.itemsize >= torch.float32.itemsize or not torch.amp.is_autocast_available(device):
             return contextlib.nullcontext()
-        return torch.autocast(next(self.parameters()).device.type, dtype=dtype)
+        return torch.autocast(device, dtype=dtype)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Float32Islands":
         kept = {name: p.detach() for name, p in self.named_parameters() if self.is_island(name)}

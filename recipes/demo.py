@@ -1,18 +1,25 @@
 """Recipes that train on a laptop CPU in minutes, with nothing to download."""
 
+from dataclasses import replace
+
+from ..blocks.corruption import RandomTokenLogSNRConfig
+from ..blocks.dit import DiTBlockConfig
 from ..blocks.fcdm import FCDMBlockConfig
 from ..blocks.slots import BlockConfig, DataConfig, TeacherConfig
 from ..blocks.stack import SkipDecoderConfig, StackEncoderConfig
 from ..blocks.teachers import HOGConfig
 from ..blocks.vp import WithPureNoiseConfig
 from ..evaluation.protocols import ArchetypePSNRConfig
-from ..families.diffae import DiffAEConfig
+from ..evaluation.robustness import TokenRobustnessConfig
+from ..families.diffae import DiffAEConfig, DinacAEConfig
 from ..training.crops import NativeCropConfig
 from ..training.objectives import LatentScaleConfig, VarianceExpansionConfig, VPReconstructionConfig
 from ..training.optimisers import AdamWConfig, CosineRateConfig
 from ..training.recipe import Recipe, StageConfig
 from ..training.sources import PhotographsConfig
 from ..training.starts import PCAStartConfig
+from .dinac_ae import OBJECTIVE as DINAC_OBJECTIVE
+from .dinac_ae import token_head
 from .semdisdiffae import alignment
 
 
@@ -56,4 +63,39 @@ def semdisdiffae(
         stages=(stage,),
         evaluation=(ArchetypePSNRConfig(),),
         start=PCAStartConfig(),
+    )
+
+
+def dinac_ae(
+    *,
+    block: BlockConfig = DiTBlockConfig(head_width=32),
+    teacher: TeacherConfig = HOGConfig(patch=8),
+    data: DataConfig = PhotographsConfig(),
+    steps: int = 1200,
+) -> Recipe:
+    """A small DINAC-AE beside it: transformer blocks encode, and the class target is the mean of the HOG tokens."""
+    base = semdisdiffae(teacher=teacher, data=data, steps=steps)
+    model = base.model
+    assert isinstance(model, DiffAEConfig)
+    stage = base.stages[0]
+    reconstruction = stage.objective[0]
+    return replace(
+        base,
+        name="demo/dinac_ae",
+        model=DinacAEConfig(
+            patch=model.patch,
+            width=model.width,
+            latent=model.latent,
+            encoder=StackEncoderConfig(block=block, depth=1),
+            decoder=model.decoder,
+            token_head=token_head(teacher),
+        ),
+        stages=(
+            replace(
+                stage,
+                objective=(reconstruction, *DINAC_OBJECTIVE[1:]),
+                corruption=RandomTokenLogSNRConfig(),
+            ),
+        ),
+        probes=(TokenRobustnessConfig(), TokenRobustnessConfig(relative_to="unit")),
     )

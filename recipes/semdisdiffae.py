@@ -31,9 +31,14 @@ from ..training.recipe import Recipe, StageConfig
 from ..training.sources import FolderDataConfig
 
 
+def whole_heads(width: int) -> int:
+    """The width, rounded up to whole attention heads of 64."""
+    return -(-width // 64) * 64
+
+
 def alignment(teacher: TeacherConfig) -> AlignmentConfig:
-    """Alignment to a teacher by a head as wide as its tokens, rounded up to whole attention heads of 64."""
-    return AlignmentConfig(head=NoisyLatentHeadConfig(width=-(-teacher.features // 64) * 64))
+    """Alignment to a teacher by a head as wide as its tokens, rounded up to whole attention heads."""
+    return AlignmentConfig(head=NoisyLatentHeadConfig(width=whole_heads(teacher.features)))
 
 
 def semdisdiffae(
