@@ -18,6 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+import latelier
 from latelier.blocks import (
     DINOTokenHeadConfig,
     DiTBlockConfig,
@@ -119,10 +120,14 @@ PICTURES = [f"pictures/{name}" for name in SIZES]
 STEMS = [Path(name).stem for name in SIZES]
 
 
+def read_header(path: str | Path) -> dict[str, str]:
+    with safe_open(path, framework="pt") as file:
+        return dict(file.metadata())
+
+
 def rewrite(path: Path, change: Callable[[dict[str, Tensor], dict[str, str]], Any]) -> Path:
     """Change the tensors and the header of a file."""
-    with safe_open(path, framework="pt") as file:
-        header = dict(file.metadata())
+    header = read_header(path)
     tensors = {name: tensor.clone() for name, tensor in load_file(path).items()}
     change(tensors, header)
     save_file(tensors, path, header)
@@ -152,8 +157,7 @@ def test_the_header_says_whose_latents_they_are_and_of_which_pictures(run: Latel
     assert good(run("encode", "plain", *PICTURES, "--out", "new/latents.safetensors")) == [
         "written: new/latents.safetensors"
     ]
-    with safe_open(here / "new/latents.safetensors", framework="pt") as file:
-        header = file.metadata()
+    header = read_header(here / "new/latents.safetensors")
     assert header.keys() == {"format", "latelier.latent_spec", "latelier.images", "latelier.model"}
     assert header["format"] == "pt"
     assert decode(json.loads(header["latelier.latent_spec"]), LatentSpec) == awake().latent_spec
@@ -374,10 +378,8 @@ def test_features_are_what_the_token_head_says(run: Latelier, here: Path) -> Non
         torch.testing.assert_close(
             features[f"{stem}.patches"], wanted.patches[0].reshape(*latent.shape[1:], 24), rtol=0, atol=1e-5
         )
-    with safe_open(here / "l.safetensors", framework="pt") as file:
-        kept = file.metadata()
-    with safe_open(here / "new/f.safetensors", framework="pt") as file:
-        assert file.metadata() == kept | {"latelier.source": "l.safetensors"}
+    kept = read_header(here / "l.safetensors")
+    assert read_header(here / "new/f.safetensors") == kept | {"latelier.source": "l.safetensors"}
 
 
 def test_features_take_latents_of_every_size_and_name(here: Path) -> None:
@@ -409,14 +411,21 @@ def test_a_model_without_a_token_head_says_so(run: Latelier) -> None:
 # --- export -------------------------------------------------------------------------------------------------------
 
 
-def test_export_writes_what_the_family_exports(run: Latelier, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = []
-    monkeypatch.setattr(
-        "latelier.families.SemDisDiffAE.export_published",
-        lambda self, folder: calls.append((self.config, self.dtype, folder)) or Path(folder),
-    )
-    assert good(run("export", "plain", "--out", "published")) == ["written: published"]
-    assert calls == [(PLAIN, torch.float32, Path("published"))]
+@pytest.mark.parametrize("name", ["plain", "packed"])
+def test_an_exported_model_loads_as_the_published_layout(name: str, run: Latelier, here: Path) -> None:
+    assert good(run("export", name, "--out", "new/published")) == ["written: new/published"]
+    assert "kind" not in json.loads((here / "new/published/config.json").read_text())
+    assert read_header("new/published/model.safetensors") == {"format": "pt"}
+    ours, theirs = (latelier.load(folder).state_dict() for folder in (name, "new/published"))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(tensor, theirs[key]) for key, tensor in ours.items())
+
+
+def test_what_nobody_has_published_is_not_exported(run: Latelier, here: Path) -> None:
+    said = run("export", "dinac", "--out", "published")  # its head is not that of the releases
+    assert said.code == 1
+    assert said.err.startswith("error: config.") and said.err.count("\n") == 1
+    assert not (here / "published").exists()
 
 
 # --- mistakes -----------------------------------------------------------------------------------------------------
@@ -618,16 +627,20 @@ def test_a_file_that_holds_something_else_is_refused(
     assert not (here / "out").exists()
 
 
-def test_no_pictures_and_empty_batches_are_refused(here: Path) -> None:
-    model = awake()
-    for options, message in (
-        ({"paths": []}, "images: there are none; name one or more files"),
-        ({"batch": 0}, "batch: must be at least 1, got 0"),
-        ({"batch_pixels": 0}, "batch_pixels: must be at least 1, got 0"),
-    ):
-        with pytest.raises(ValueError) as caught:
-            encode_files(model, **({"paths": PICTURES, "out": "l"} | options))
-        assert str(caught.value) == message
+@pytest.mark.parametrize(
+    ("paths", "batch", "batch_pixels", "message"),
+    [
+        ([], 1, 1, "images: there are none; name one or more files"),
+        (PICTURES, 0, 1, "batch: must be at least 1, got 0"),
+        (PICTURES, 1, 0, "batch_pixels: must be at least 1, got 0"),
+    ],
+)
+def test_no_pictures_and_empty_batches_are_refused(
+    paths: list[str], batch: int, batch_pixels: int, message: str, here: Path
+) -> None:
+    with pytest.raises(ValueError) as caught:
+        encode_files(awake(), paths, "l", batch=batch, batch_pixels=batch_pixels)
+    assert str(caught.value) == message
     assert not (here / "l").exists()
 
 
