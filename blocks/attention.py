@@ -7,6 +7,7 @@
 
 A backend is chosen by call, for a while (:func:`use_attention`), or by the environment variable LATELIER_ATTENTION,
 which is read when the package is imported. One that cannot run says why; none is ever replaced by another in silence.
+Under autocast every backend computes in its dtype, as ``sdpa`` does by itself.
 """
 
 import functools
@@ -23,6 +24,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from .precision import without_autocast
+
 Heads = Float[Tensor, "b g n d"]
 """Queries: batch, heads, tokens, head width."""
 
@@ -37,7 +40,7 @@ _chosen_by = VARIABLE if os.environ.get(VARIABLE) else "attention"
 
 
 def attend(q: Heads, k: Keys, v: Keys, *, backend: str | None = None) -> Heads:
-    """Attend with ``backend``, or the one that is in use; the result has the dtype of ``q``.
+    """Attend with ``backend``, or the one that is in use; the result has the dtype of ``q``, or that of autocast.
 
     Raises:
         ValueError: no backend has that name, or it cannot run on such a device, dtype or head width.
@@ -45,7 +48,10 @@ def attend(q: Heads, k: Keys, v: Keys, *, backend: str | None = None) -> Heads:
     """
     name, where = (_chosen, _chosen_by) if backend is None else (backend, "attention")
     _known(name, where)
-    refusal = why_not(name, q)
+    device = q.device.type
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device) and q.dtype != torch.float64:
+        q, k, v = (x.to(torch.get_autocast_dtype(device)) for x in (q, k, v))
+    refusal = why_not(name, q, k, v)
     if refusal is not None:
         raise (ImportError if refusal.startswith("it needs the package") else ValueError)(
             f"{where}: {name!r} cannot run here: {refusal}; 'sdpa' can"
@@ -75,13 +81,16 @@ def use_attention(name: str) -> Iterator[None]:
         _chosen, _chosen_by = before
 
 
-def why_not(name: str, q: Heads) -> str | None:
+def why_not(name: str, q: Heads, *keys_and_values: Keys) -> str | None:
     """Why a backend cannot serve queries like ``q``, or None where it can."""
     if name == "flex":
         if q.device.type not in ("cpu", "cuda", "xpu"):
             return f"it has no kernel for the device {q.device.type!r}"
-        if q.device.type == "cpu" and q.requires_grad and torch.is_grad_enabled():
+        learning = torch.is_grad_enabled() and any(x.requires_grad for x in (q, *keys_and_values))
+        if q.device.type == "cpu" and learning:
             return "on a CPU it has no gradients"
+        if q.device.type != "cpu" and q.shape[-1] < 16:
+            return f"its head width must be at least 16, got {q.shape[-1]}"
     if name == "xformers":
         if q.device.type != "cuda":
             return f"it has no operator for the device {q.device.type!r}"
@@ -108,8 +117,9 @@ def _sdpa(q: Heads, k: Keys, v: Keys) -> Heads:
 
 
 def _math(q: Heads, k: Keys, v: Keys) -> Heads:
-    scores = q.float() @ k.float().mT / q.shape[-1] ** 0.5
-    return (scores.softmax(dim=-1) @ v.float()).to(q.dtype)
+    with without_autocast(q.device):
+        scores = q.float() @ k.float().mT / q.shape[-1] ** 0.5
+        return (scores.softmax(dim=-1) @ v.float()).to(q.dtype)
 
 
 def _flex(q: Heads, k: Keys, v: Keys) -> Heads:
@@ -119,6 +129,8 @@ def _flex(q: Heads, k: Keys, v: Keys) -> Heads:
         return _one(flex_attention(q, k, v))
     if q.device.type != "cpu":
         return _one(_compiled_flex()(q, k, v))
+    if not torch.is_grad_enabled():  # it refuses parameters even then
+        q, k, v = (x.detach() for x in (q, k, v))
     with warnings.catch_warnings():  # it tells at every eager call that it is slow
         warnings.filterwarnings("ignore", message="flex_attention called without torch.compile")
         return _one(flex_attention(q, k, v))

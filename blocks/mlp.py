@@ -19,12 +19,13 @@ ACTIVATIONS = {"gelu": F.gelu, "silu": F.silu, "relu": F.relu}
 class MLP(nn.Module):
     """Linear, activation, linear, without biases (the transformer blocks of DINAC-AE have none).
 
-    SwiGLU has three matrices of ``width`` x ``hidden`` where the others have two.
+    SwiGLU has three matrices of ``width`` x ``hidden`` where the others have two. ``hidden`` is at least 1.
     """
 
     def __init__(self, width: int, hidden: int, *, activation: Activation = "gelu") -> None:
         super().__init__()
         self.activation = activation
+        hidden = max(1, hidden)
         self.up = nn.Linear(width, 2 * hidden if activation == "swiglu" else hidden, bias=False)
         self.down = nn.Linear(hidden, width, bias=False)
         nn.init.xavier_uniform_(self.up.weight)
