@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import ModuleType
 
 import hypothesis.strategies as st
@@ -269,7 +269,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the backends that are called."""
     names: list[str] = []
 
-    def spy(name: str, backend: attention.Callable[[Tensor, Tensor, Tensor], Tensor]) -> object:
+    def spy(name: str, backend: Callable[[Tensor, Tensor, Tensor], Tensor]) -> object:
         def called(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             names.append(name)
             return backend(q, k, v)
@@ -343,71 +343,56 @@ def test_mslk_is_taken_before_xformers(
 # --- in a process of its own ------------------------------------------------------------------------------------------
 
 FROM_ENVIRONMENT = """
-import sys, torch
-from latelier.blocks import attend
-{before}
-q = torch.randn(1, 2, 3, 16)
-try:
-    attend(q, q, q)
-    print("ran")
-except (ImportError, ValueError) as error:
-    print(type(error).__name__, error)
-"""
-
-
-@pytest.mark.parametrize(
-    ("name", "before", "printed"),
-    [
-        ("", "", "ran"),
-        ("flex", "", "ran"),
-        ("flex", "attend.__globals__['os'].environ['LATELIER_ATTENTION'] = 'nothing'", "ran"),
-        (
-            "flx",
-            "",
-            "ValueError LATELIER_ATTENTION: no attention backend is named 'flx'; did you mean 'flex'?",
-        ),
-        (
-            "xformers",
-            "",
-            "ValueError LATELIER_ATTENTION: 'xformers' cannot run here: it has no operator for the device 'cpu'; "
-            "'sdpa' can",
-        ),
-    ],
-)
-def test_the_environment_chooses_a_backend_when_the_package_is_imported(name: str, before: str, printed: str) -> None:
-    run = python(FROM_ENVIRONMENT.format(before=before), LATELIER_ATTENTION=name)
-    assert run.returncode == 0, run.stderr
-    assert run.stdout.strip() == printed
-
-
-def test_the_environment_names_itself_when_the_package_is_missing(
-    monkeypatch: pytest.MonkeyPatch, no_xformers: None
-) -> None:
-    program = """
-import sys, torch
+import importlib, os, sys, torch
+import latelier.blocks
+from latelier.blocks import attention
 from torch._subclasses.fake_tensor import FakeTensorMode
+
+print({"xformers", "mslk"} & {name.split(".")[0] for name in sys.modules} or "no optional kernel")
 sys.modules["mslk"] = sys.modules["xformers"] = None
-from latelier.blocks import attend
-with FakeTensorMode():
-    q = torch.empty(1, 2, 3, 64, device="cuda")
+
+
+def attend(**options):
+    called = []
+    for name, backend in list(attention.BACKENDS.items()):
+        attention.BACKENDS[name] = lambda q, k, v, name=name: called.append(name) or q
     try:
-        attend(q, q, q)
-    except ImportError as error:
-        print(str(error).split(" (")[0])
+        with FakeTensorMode():
+            q = torch.empty(1, 2, 3, 16, **options)
+            attention.attend(q, q, q)
+        print(*called)
+    except (ImportError, ValueError) as error:
+        print(type(error).__name__, str(error).split(" (")[0])
+
+
+attend()
+for name in ("xformers", "math", ""):
+    os.environ["LATELIER_ATTENTION"] = name
+    importlib.reload(attention)
+    attend()
+    attend(device="cuda")
+os.environ["LATELIER_ATTENTION"] = "math"
+attend()
 """
-    run = python(program, LATELIER_ATTENTION="xformers")
+
+ENVIRONMENT_SAYS = """
+no optional kernel
+ValueError LATELIER_ATTENTION: no attention backend is named 'flx'; did you mean 'flex'?
+ValueError LATELIER_ATTENTION: 'xformers' cannot run here: it has no operator for the device 'cpu'; 'sdpa' can
+ImportError LATELIER_ATTENTION: 'xformers' cannot run here: it needs the package xformers, pip install \
+"latelier[xformers]"
+math
+math
+sdpa
+sdpa
+sdpa
+"""
+
+
+def test_the_environment_chooses_a_backend_when_the_package_is_imported_and_imports_no_kernel_then() -> None:
+    run = python(FROM_ENVIRONMENT, LATELIER_ATTENTION="flx")
     assert run.returncode == 0, run.stderr
-    assert run.stdout.strip() == (
-        "LATELIER_ATTENTION: 'xformers' cannot run here: it needs the package xformers, pip install "
-        '"latelier[xformers]"'
-    )
-
-
-def test_importing_the_package_imports_no_optional_kernel() -> None:
-    program = "import latelier.blocks, sys; print({'xformers', 'mslk'} & {name.split('.')[0] for name in sys.modules})"
-    for name in ("", "xformers"):
-        run = python(program, LATELIER_ATTENTION=name)
-        assert (run.returncode, run.stdout.strip()) == (0, "set()"), run.stderr
+    assert run.stdout == ENVIRONMENT_SAYS.lstrip()
 
 
 COMPILED = """
@@ -418,7 +403,7 @@ graphs = []
 
 
 def backend(graph, inputs):
-    graphs.append({str(node.target) for node in graph.graph.nodes if node.op == "call_function"})
+    graphs.append([str(node.target) for node in graph.graph.nodes])
     return graph.forward
 
 
@@ -431,10 +416,8 @@ with torch.no_grad():
         with use_attention(name):
             torch.testing.assert_close(compiled(x), block(x), rtol=1e-4, atol=1e-5)
 assert len(graphs) == 3, len(graphs)
-for i, word in enumerate(("scaled_dot_product_attention", "softmax", "flex_attention")):
-    for j, targets in enumerate(graphs):
-        found = any(word in target for target in targets) or (word == "softmax" and j == 1)
-        assert found == (i == j), (word, j, targets)
+for one, targets in zip(("scaled_dot_product_attention", "softmax", "flex_attention"), graphs, strict=True):
+    assert any(one in target for target in targets), (one, targets)
 
 
 def inside(q, name):
