@@ -126,7 +126,7 @@ class DINOTokenHead(nn.Module):
         """``patches`` one a position of the latent, ``cls`` one an image."""
         x = self.in_proj(latent.to(self.in_proj.weight.dtype))
         grid = (x.shape[2], x.shape[3])
-        extra = torch.cat([self.class_token, self.register_tokens]).to(x.dtype)
+        extra = torch.cat([token.to(x.dtype) for token in (self.class_token, self.register_tokens)])
         tokens = torch.cat([repeat(extra, "n c -> b n c", b=x.shape[0]), rearrange(x, "b c h w -> b (h w) c")], dim=1)
         tokens = self.block.mix(tokens, grid, prefix=len(extra))
         cls = self.readout(tokens[:, :1], tokens[:, 1:])

@@ -17,8 +17,12 @@ def weighted_square_error(x0: Image, target: Image, weight: Times) -> Scalar:
 
 
 def variance_expansion(logsnr: Latent) -> Scalar:
-    """mean softplus(lambda) = mean(-log sigma²): the variance half of a KL divergence; falls as noise grows."""
-    return F.softplus(logsnr.float()).mean()
+    """mean softplus(lambda) = mean(-log sigma²): the variance half of a KL divergence; falls as noise grows.
+
+    Where lambda is infinite there is no variance to expand, and the term is 0: a deterministic encoder trains.
+    """
+    logsnr = logsnr.float()
+    return F.softplus(torch.where(logsnr == torch.inf, -torch.inf, logsnr)).mean()
 
 
 def inverse_variance(logsnr: Latent, *, delta: float = 1e-6) -> Scalar:

@@ -44,15 +44,24 @@ def rotate(
 ) -> Float[Tensor, "b g n d"]:
     """Turn the pairs of the last axis by ``angles``, in float32; the first ``prefix`` tokens stay as they are."""
     y = x[:, :, prefix:].float()
-    cos, sin = angles.cos(), angles.sin()
-    if convention == "indices":
-        a, b = y.unflatten(-1, (-1, 2)).unbind(-1)
-        turned = torch.stack([a * cos - b * sin, b * cos + a * sin], dim=-1).flatten(-2)
-    else:
+    if convention == "normalised":
         a, b = y.chunk(2, dim=-1)
-        turned = torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
+        turned = torch.cat(turned_pairs(a, b, angles), dim=-1)
+    elif torch.compiler.is_compiling():  # which has no complex numbers, and needs none to be fast
+        a, b = y.unflatten(-1, (-1, 2)).unbind(-1)
+        turned = torch.stack(turned_pairs(a, b, angles), dim=-1).flatten(-2)
+    else:
+        y = y.clone(memory_format=torch.contiguous_format) if y.storage_offset() % 2 else y.contiguous()
+        pairs = torch.view_as_complex(y.unflatten(-1, (-1, 2)))  # which must begin at an even place
+        turned = torch.view_as_real(pairs * torch.polar(torch.ones_like(angles), angles)).flatten(-2)
     turned = turned.to(x.dtype)
     return turned if prefix == 0 else torch.cat([x[:, :, :prefix], turned], dim=2)
+
+
+def turned_pairs(a: Tensor, b: Tensor, angles: Tensor) -> tuple[Tensor, Tensor]:
+    """(a·cos - b·sin, b·cos + a·sin): the pairs (a, b), turned."""
+    cos, sin = angles.cos(), angles.sin()
+    return a * cos - b * sin, b * cos + a * sin
 
 
 class AxialRoPE(Float32Buffers):

@@ -34,9 +34,9 @@ def frozen(model: nn.Module) -> Iterator[None]:
 
 
 def placed_like(model: nn.Module, images: Tensor) -> Tensor:
-    """Move to the device and floating dtype of the model's first tensor."""
+    """Move to the device of the model's first tensor, and to its dtype or the wider one that the model takes."""
     first = next(chain(model.parameters(), model.buffers()))
-    return images.to(first.device, first.dtype)
+    return images.to(first.device, getattr(model, "wide_dtype", first.dtype))
 
 
 @part("protocol/archetype_psnr")

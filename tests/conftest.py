@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
+import jaxtyping
 import numpy as np
 import PIL.Image
 import pytest
@@ -56,6 +57,14 @@ def _forget_parts_that_a_test_declares() -> Iterator[None]:
     yield
     registry._declared.clear()
     registry._declared.update(before)
+
+
+@pytest.fixture
+def as_users_run_it() -> Iterator[None]:
+    """Without the shape checks of tests, which would refuse some mistakes before the library sees them."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture(scope="session")

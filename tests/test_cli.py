@@ -242,7 +242,7 @@ def test_a_part_of_a_users_file_lives_in_runs(run: Latelier, here: Path) -> None
     assert (said.code, said.err) == (
         1,
         "error: mine/recipe.json: config.model.encoder.block: no part is named 'block/of_another_user'; "
-        "known: 'block/dit', 'block/fcdm'\n",
+        "known: 'block/dit', 'block/fcdm', 'block/sequence'\n",
     )
     assert "parameters of encoder" in good(run("--import", "other.py", "show", "mine"))
 

@@ -1,11 +1,9 @@
 """The family of diffusion autoencoders: its surface, its noise, its precision, and parts swapped into it."""
 
-from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
 import hypothesis.strategies as st
-import jaxtyping
 import pytest
 import torch
 from hypothesis import given, settings
@@ -301,14 +299,6 @@ def test_a_decoder_of_ones_own_needs_only_what_its_slot_asks() -> None:
 
 
 # --- errors -----------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def as_users_run_it() -> Iterator[None]:
-    """Without the shape checks of tests, which would refuse some mistakes before the library sees them."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 def refusal(function: Any, *args: Any, **kwargs: Any) -> str:

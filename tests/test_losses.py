@@ -6,6 +6,7 @@ from collections.abc import Callable
 import hypothesis.strategies as st
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given
 from torch import Tensor
 
@@ -105,3 +106,9 @@ def test_negative_cosine_ignores_length_and_lies_between_minus_one_and_one(
 def test_smooth_l1_is_half_a_square_up_to_one_and_linear_beyond() -> None:
     prediction = torch.tensor([[[0.5, -3.0]]])
     torch.testing.assert_close(smooth_l1(prediction, torch.zeros(1, 1, 2)), torch.tensor((0.125 + 2.5) / 2))
+
+
+def test_a_deterministic_encoder_has_no_variance_to_expand() -> None:
+    assert variance_expansion(torch.full((2, 3, 4, 4), torch.inf)) == 0
+    mixed = torch.tensor([1.0, torch.inf]).reshape(1, 2, 1, 1)
+    torch.testing.assert_close(variance_expansion(mixed), F.softplus(torch.tensor(1.0)) / 2)
