@@ -6,7 +6,7 @@ if __name__ != "latelier.blocks":  # Python was started inside the checkout and 
 from .attention import BACKENDS, attend, use_attention, why_not
 from .corruption import RandomTokenLogSNRConfig
 from .dit import DiTBlock, DiTBlockConfig, RoPEAttention, SandwichDiTBlock
-from .draws import Draws, address
+from .draws import Draws, address, cpu_normal
 from .fcdm import FCDMBlock, FCDMBlockConfig
 from .flux2 import Flux2Latents, Flux2LatentsConfig
 from .frechet import FeatureQueue, FrechetLoss, Moments, frechet_distance, moments
@@ -149,6 +149,7 @@ __all__ = [
     "attend",
     "channel_rms_norm",
     "cosine_grid",
+    "cpu_normal",
     "ddim",
     "decode",
     "dewhiten",

@@ -68,11 +68,14 @@ class Float32Islands(Float32Buffers):
         return torch.autocast(device, dtype=dtype)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Float32Islands":
-        kept = {name: p.detach() for name, p in self.named_parameters() if self.is_island(name)}
+        islands = {name: p for name, p in self.named_parameters() if self.is_island(name)}
+        kept = {name: (p.detach(), None if p.grad is None else p.grad.detach()) for name, p in islands.items()}
         super()._apply(fn, recurse)
         for name, parameter in self.named_parameters():
-            before = kept.get(name)
-            if before is not None and parameter.dtype.itemsize < torch.float32.itemsize:
-                source = parameter.data if before.is_meta else before
-                parameter.data = source.to(parameter.device, torch.float32)
+            if name not in kept or parameter.dtype.itemsize >= torch.float32.itemsize:
+                continue
+            for tensor, before in zip((parameter, parameter.grad), kept[name], strict=True):
+                if tensor is not None and before is not None:
+                    source = tensor.data if before.is_meta else before
+                    tensor.data = source.to(tensor.device, torch.float32)
         return self

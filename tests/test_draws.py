@@ -7,8 +7,9 @@ import pytest
 import torch
 from hypothesis import given
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
-from latelier.blocks import Draws, address
+from latelier.blocks import Draws, address, cpu_normal
 
 every_kind = pytest.mark.parametrize("kind", ["normal", "uniform"])
 
@@ -74,3 +75,41 @@ def test_addresses_are_seeds_that_a_generator_takes(key: list[int | str]) -> Non
 def test_addresses_never_change() -> None:
     """A run that another release resumes, or another machine joins, draws the same numbers."""
     assert address(1, "noise", 2, 3) == 6544455103643798162
+
+
+# --- an opaque step of a graph ----------------------------------------------------------------------------------------
+
+
+@given(seed=st.integers(0, 2**63 - 1), shape=st.lists(st.integers(0, 5), max_size=4))
+def test_normal_numbers_of_a_seed_are_those_of_torch(seed: int, shape: list[int]) -> None:
+    before = torch.get_rng_state()
+    numbers = cpu_normal(shape, seed)
+    assert (numbers.dtype, numbers.device.type) == (torch.float32, "cpu")
+    assert torch.equal(numbers, torch.randn(shape, generator=torch.Generator().manual_seed(seed)))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("seed", [0, 2**31, 2**32, 2**53 + 1, 2**63 - 1])
+def test_every_bit_of_a_large_seed_counts(seed: int) -> None:
+    expected = torch.randn(3, 4, generator=torch.Generator().manual_seed(seed))
+    assert torch.equal(cpu_normal((3, 4), seed), expected)
+    assert not torch.equal(cpu_normal((3, 4), seed - 1 if seed else 1), expected)
+
+
+def test_without_a_seed_the_global_generator_is_drawn_from() -> None:
+    torch.manual_seed(7)
+    expected = torch.randn(2, 3), torch.randn(2, 3)
+    torch.manual_seed(7)
+    drawn = cpu_normal((2, 3), None), cpu_normal((2, 3), None)
+    assert all(torch.equal(x, y) for x, y in zip(drawn, expected, strict=True))
+    assert not torch.equal(*drawn)
+
+
+def test_drawing_is_one_node_of_a_graph_and_never_folded_into_a_constant() -> None:
+    torch.library.opcheck(torch.ops.latelier.cpu_normal.default, ([2, 3], 5), test_utils="test_schema")
+    torch.library.opcheck(torch.ops.latelier.cpu_normal.default, ([2, 3], 5), test_utils="test_faketensor")
+    with FakeTensorMode():
+        fake = cpu_normal((2, 3), None)
+    assert isinstance(fake, FakeTensor)
+    assert (fake.shape, fake.dtype, fake.device.type) == ((2, 3), torch.float32, "cpu")
+    assert torch.Tag.nondeterministic_seeded in torch.ops.latelier.cpu_normal.default.tags

@@ -1,17 +1,67 @@
-"""RMSNorm over channels and GRN, against their formulas in float64."""
+"""RMSNorm over the last axis and over channels, and GRN, against their formulas in float64."""
 
 import hypothesis.strategies as st
 import torch
 from hypothesis import given
 from torch import Tensor
 
-from latelier.blocks import GRN, ChannelRMSNorm, channel_rms_norm, response_norm
+from latelier.blocks import GRN, ChannelRMSNorm, RMSNorm, channel_rms_norm, response_norm
 
 batches, widths, sides = st.integers(1, 3), st.integers(1, 9), st.integers(1, 6)
 
 
 def rms(x: Tensor) -> Tensor:
     return x.float().square().mean(dim=1).sqrt()
+
+
+# --- over the last axis -----------------------------------------------------------------------------------------------
+
+
+@given(axes=st.lists(st.integers(1, 4), max_size=3), c=widths, scale=st.floats(1e-3, 1e3), seed=st.integers(0, 2**31))
+def test_rms_norm_equals_its_formula(axes: list[int], c: int, scale: float, seed: int) -> None:
+    torch.manual_seed(seed)
+    x, norm = scale * torch.randn(*axes, c), RMSNorm(c)
+    expected = x.double() / (x.double().square().mean(dim=-1, keepdim=True) + 1e-6).sqrt()
+    assert torch.equal(norm(x), RMSNorm(c, affine=False)(x))  # its weight is born as one
+    torch.testing.assert_close(norm(x).double(), expected, rtol=1e-5, atol=1e-6)
+    with torch.no_grad():
+        assert norm.weight is not None
+        norm.weight.normal_()
+    torch.testing.assert_close(norm(x).double(), expected * norm.weight.double(), rtol=1e-5, atol=1e-6)
+
+
+def test_the_epsilon_of_rms_norm_stands_inside_the_root() -> None:
+    for eps in (1e-6, 0.5):
+        y = RMSNorm(4, eps=eps, affine=False)(torch.full((1, 4), 2.0))
+        torch.testing.assert_close(y, torch.full((1, 4), 2 / (4 + eps) ** 0.5))
+
+
+@given(c=st.sampled_from([8, 64, 768]), seed=st.integers(0, 2**31))
+def test_rms_norm_of_bfloat16_is_that_of_float32_rounded_and_its_weight_is_rounded_first(c: int, seed: int) -> None:
+    torch.manual_seed(seed)
+    x, norm = (10 * torch.randn(4, c)).bfloat16(), RMSNorm(c)
+    assert norm.weight is not None
+    with torch.no_grad():
+        norm.weight.normal_()
+    y = norm(x)
+    assert y.dtype == torch.bfloat16
+    exact = x.double() / (x.double().square().mean(dim=-1, keepdim=True) + 1e-6).sqrt()
+    rounded = norm.weight.bfloat16()
+    once, twice = (exact * rounded.double()).bfloat16(), exact.bfloat16() * rounded
+    assert ((y == once) | (y == twice)).float().mean() > 0.98
+    assert torch.equal(norm.bfloat16()(x), y)  # a float32 island gives what the rounded weight gives
+
+
+def test_rms_norm_without_weight_has_no_parameters_and_zeros_have_a_gradient() -> None:
+    norm, x = RMSNorm(4, affine=False), torch.zeros(2, 4, requires_grad=True)
+    assert not list(norm.parameters())
+    assert not norm.state_dict()
+    norm(x).sum().backward()
+    assert x.grad is not None
+    assert x.grad.isfinite().all()
+
+
+# --- over channels ----------------------------------------------------------------------------------------------------
 
 
 @given(b=batches, c=widths, h=sides, w=sides, scale=st.floats(1e-3, 1e3))
@@ -57,6 +107,9 @@ def test_an_affine_rms_norm_has_a_weight_and_a_bias_for_each_channel() -> None:
     assert torch.equal(norm(x), channel_rms_norm(x) * torch.arange(6.0)[:, None, None] + 0.5)
     assert norm(x.bfloat16()).dtype == torch.bfloat16
     assert not list(ChannelRMSNorm(6).parameters())
+
+
+# --- GRN --------------------------------------------------------------------------------------------------------------
 
 
 @given(b=batches, c=widths, h=sides, w=sides, seed=st.integers(0, 2**31))
