@@ -1,4 +1,4 @@
-"""Every declared block, and the stacks, compile as one graph and compute what they compute eagerly.
+"""Every declared block, stack and head, and CPU noise, compile as one graph and compute what they compute eagerly.
 
 This runs in a process of its own: the shape checks of tests are on in this one, and break graphs. The backend only
 records the graph, which is what is asked here; code generation would take minutes.
@@ -10,7 +10,22 @@ import sys
 
 PROGRAM = """
 import torch
-from latelier.blocks import BlockConfig, DecoderConfig, EncoderConfig, HeadConfig, parts
+from latelier.blocks import (
+    BlockConfig, DecoderConfig, DiTBlockConfig, EncoderConfig, HeadConfig, TokenHeadConfig, cpu_normal, parts
+)
+
+
+class Flat(torch.nn.Module):
+    # both outputs of a token head as one tensor
+
+    def __init__(self, head):
+        super().__init__()
+        self.head = head
+
+    def forward(self, latent):
+        out = self.head(latent)
+        assert out.grid == (4, 5)
+        return torch.cat([out.patches, out.cls[:, None]], dim=1)
 
 
 def check(name, module, *inputs):
@@ -44,6 +59,22 @@ for cls in parts(DecoderConfig):
     check(cls.kind, decoder, images, times, latent, torch.tensor([True, False]))
 for cls in parts(HeadConfig):
     check(cls.kind, cls().build(latent=5, features=64), latent, times)
+for cls in parts(TokenHeadConfig):
+    check(cls.kind, Flat(cls(features=64).build(latent=5)), latent)
+for activation, rope in (("silu", "indices"), ("relu", "normalised"), ("swiglu", "normalised")):
+    config = DiTBlockConfig(head_width=16, activation=activation, rope=rope)
+    check(f"{activation} {rope} plain", config.build(64), x)
+    check(f"{activation} {rope} conditioned", config.build(64, cond=8), x, cond)
+
+draw = torch.compile(lambda x, seed: x + cpu_normal(x.shape, seed), fullgraph=True, backend="eager")
+for seed in (0, 2**40 + 1, 2**63 - 1):
+    assert torch.equal(draw(x, seed), x + cpu_normal(x.shape, seed))
+torch.manual_seed(1)
+first = x + cpu_normal(x.shape, None)
+torch.manual_seed(1)
+assert torch.equal(draw(x, None), first)
+assert not torch.equal(draw(x, None), first)
+print("noise")
 """
 
 
@@ -57,6 +88,14 @@ def test_every_block_stack_and_head_is_one_graph() -> None:
         env=os.environ | {"JAXTYPING_DISABLE": "1"},
     )
     assert run.returncode == 0, run.stdout + run.stderr
-    assert {"block/fcdm plain", "block/dit conditioned", "encoder/stack", "decoder/skip"} <= set(
-        run.stdout.splitlines()
-    )
+    assert {
+        "block/fcdm plain",
+        "block/dit conditioned",
+        "block/sequence conditioned",
+        "encoder/stack",
+        "decoder/skip",
+        "head/noisy_latent",
+        "token_head/dino",
+        "swiglu normalised plain",
+        "noise",
+    } <= set(run.stdout.splitlines())
