@@ -182,7 +182,9 @@ def test_attention_is_born_within_the_bounds_of_xavier() -> None:
     for linear, ends in ((attn.qkv, 64 + 192), (attn.proj_out, 64 + 64)):
         bound = (6 / ends) ** 0.5
         assert 0.95 * bound < linear.weight.abs().max() <= bound
-    assert torch.equal(attn.q_norm.weight, torch.ones(16))
+    for norm in (attn.q_norm, attn.k_norm):
+        assert norm.weight is not None
+        assert torch.equal(norm.weight, torch.ones(16))
 
 
 @pytest.mark.parametrize("cond", [None, COND])
