@@ -6,10 +6,19 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from measuring import Table, assert_agrees, awake, draw, interleaved, peak_bytes
+from measuring import DEVICE, Table, assert_agrees, awake, draw, interleaved, peak_bytes
 from torch import Tensor
 
-from latelier.blocks import FCDMBlock, FeatureQueue, channel_rms_norm, moments, response_norm
+from latelier.blocks import (
+    FCDMBlock,
+    FeatureQueue,
+    channel_rms_norm,
+    moments,
+    response_norm,
+    rope_angles,
+    rope_periods,
+    rotate,
+)
 
 WIDTH, SIDE, BATCH = 896, 16, 4  # the published width, on 256 px
 
@@ -26,6 +35,12 @@ def plain_fcdm(block: FCDMBlock, x: Tensor, scale: Tensor | float, gate: Tensor)
     y = F.gelu(block.pwconv1(y))
     y = block.grn.gamma * (y * plain_response_norm(y).to(y.dtype)) + block.grn.beta + y
     return x + gate * block.pwconv2(y)
+
+
+def plain_rotate(x: Tensor, angles: Tensor) -> Tensor:
+    a, b = x.float()[..., 0::2], x.float()[..., 1::2]
+    cos, sin = angles.cos(), angles.sin()
+    return torch.stack([a * cos - b * sin, b * cos + a * sin], dim=-1).flatten(-2).to(x.dtype)
 
 
 def _response_norm() -> Pair:
@@ -64,11 +79,18 @@ def _feature_queue() -> Pair:
     )
 
 
+def _rotate() -> Pair:
+    """Complex products against the pairs of RoPE one member at a time; 14 heads of 64, on 512 px."""
+    angles = rope_angles((32, 32), rope_periods(64, device=torch.device(DEVICE)))
+    return plain_rotate, rotate, (draw(1, 14, 32 * 32, 64), angles)
+
+
 PAIRS: dict[str, Callable[[], Pair]] = {
     "response norm": _response_norm,
     "FCDM block": _plain_block,
     "FCDM block, conditioned": _conditioned_block,
     "moments of a feature queue": _feature_queue,
+    "rotation of RoPE": _rotate,
 }
 
 
