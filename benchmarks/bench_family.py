@@ -1,25 +1,42 @@
-"""Encode and decode of SemDisDiffAE at its published size, on one thread.
+"""SemDisDiffAE and DINAC-AE at their published sizes, on one thread.
 
-Its parameters, operations and peak memory are counted exactly, without computing.
+Their parameters, operations and peak memory are counted exactly, SemDisDiffAE's without computing. DINAC-AE has the
+same decoder.
 """
+
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from measuring import DEVICE, DTYPE, Table, assert_agrees, flops, interleaved, peak_bytes
 
-from latelier.families import DiffAEConfig, SemDisDiffAE
+from latelier.blocks import use_attention
+from latelier.families import DiffAEConfig, DinacAE, DinacAEConfig, SemDisDiffAE
 
 PIXELS, WIDTH, HIDDEN, LATENT, RANK = 3 * 16**2, 896, 4 * 896, 128, 128
 BLOCK = WIDTH * 7**2 + 2 * WIDTH * HIDDEN
+FEATURES, EXTRA = 768, 5  # the token head's width; its class token and registers
+
+SIZES = pytest.mark.parametrize(("side", "batch"), [(256, 1), (256, 4), (512, 1)])
 
 
 @pytest.fixture(scope="module")
-def model() -> SemDisDiffAE:
+def semdisdiffae() -> SemDisDiffAE:
     return DiffAEConfig().build().eval().to(DEVICE, DTYPE)
 
 
-def bench_parameters_are_the_published_ones(model: SemDisDiffAE) -> None:
-    assert sum(p.numel() for p in model.parameters()) == 88_771_328
+@pytest.fixture(scope="module")
+def dinac_ae() -> DinacAE:
+    return DinacAEConfig().build().eval().to(DEVICE, DTYPE)
+
+
+def bench_parameters_are_the_published_ones(semdisdiffae: SemDisDiffAE, dinac_ae: DinacAE) -> None:
+    assert sum(p.numel() for p in semdisdiffae.parameters()) == 88_771_328
+    assert sum(p.numel() for p in dinac_ae.parameters()) == 134_941_184
+
+
+# --- counts ---------------------------------------------------------------------------------------------------
 
 
 def encode_flops(positions: int) -> int:
@@ -33,6 +50,28 @@ def decode_flops(positions: int, images: int) -> int:
     return 2 * (positions * maps + images * condition)
 
 
+def attention_flops(queries: int, keys: int, width: int) -> int:
+    """Products of queries and keys, and of their weights and values, all heads of one image together."""
+    return 2 * (2 * queries * keys * width)
+
+
+def transformer_flops(tokens: int, width: int) -> int:
+    """One image: queries, keys, values and output, an MLP four times as wide, and attention."""
+    return 2 * tokens * (3 + 1 + 2 * 4) * width**2 + attention_flops(tokens, tokens, width)
+
+
+def dinac_encode_flops(tokens: int, images: int) -> int:
+    ends = 2 * tokens * (PIXELS * WIDTH + WIDTH * 2 * LATENT)
+    return images * (ends + 6 * transformer_flops(tokens, WIDTH))
+
+
+def features_flops(tokens: int, images: int) -> int:
+    """A projection, a block over tokens and extra tokens, and a readout by the class token of all others."""
+    context = tokens + EXTRA - 1
+    readout = 2 * (1 + 1 + 2 * 4 + 2 * context) * FEATURES**2 + attention_flops(1, context, FEATURES)
+    return images * (2 * tokens * LATENT * FEATURES + transformer_flops(tokens + EXTRA, FEATURES) + readout)
+
+
 def encode_peak(positions: int) -> int:
     """Six maps in float32: a block's input, its hidden map of four times the width, its output."""
     return 4 * positions * (WIDTH + HIDDEN + WIDTH)
@@ -43,7 +82,18 @@ def decode_peak(positions: int, images: int) -> int:
     return encode_peak(positions) + 4 * (2 * positions * WIDTH + images * 8 * 2 * WIDTH)
 
 
-@pytest.mark.parametrize(("side", "batch"), [(256, 1), (256, 4), (512, 1)])
+def transformer_peak(positions: int, width: int) -> int:
+    """Twelve maps, in the MLP: a block's input, what attention made of it, its norm, both hidden maps, the output."""
+    return 4 * positions * (3 * width + 2 * 4 * width + width)
+
+
+def features_peak(tokens: int, images: int) -> int:
+    """A block's, beside raw latents, what they were projected to, and class token and registers."""
+    before = images * tokens * (LATENT + FEATURES) + EXTRA * FEATURES
+    return 4 * before + transformer_peak(images * (tokens + EXTRA), FEATURES)
+
+
+@SIZES
 @torch.no_grad()
 def bench_counts_are_exact(side: int, batch: int) -> None:
     model = DiffAEConfig().build().to("meta")
@@ -56,9 +106,29 @@ def bench_counts_are_exact(side: int, batch: int) -> None:
     assert peak_bytes(lambda: model.predict(images, t, z)) == decode_peak(positions, batch)
 
 
-@pytest.mark.parametrize(("side", "batch"), [(256, 1), (256, 4), (512, 1)])
-def bench_encode_and_decode(side: int, batch: int, model: SemDisDiffAE, table: Table) -> None:
+@SIZES
+@torch.no_grad()
+def bench_counts_of_dinac_ae_are_exact(side: int, batch: int) -> None:
+    model = DinacAEConfig().build()  # on a CPU; without a device, attention is the plain formula, which needs memory
     grid = side // model.stride
+    images, z, t = torch.zeros(batch, 3, side, side), torch.zeros(batch, LATENT, grid, grid), torch.zeros(batch)
+    assert flops(lambda: model.encode(images)) == dinac_encode_flops(grid**2, batch)
+    assert flops(lambda: model.predict_features(z)) == features_flops(grid**2, batch)
+    assert flops(lambda: model.predict_class(z)) == features_flops(grid**2, batch)
+    assert peak_bytes(lambda: model.encode(images)) == transformer_peak(batch * grid**2, WIDTH)
+    assert peak_bytes(lambda: model.predict_features(z)) == features_peak(grid**2, batch)
+    model = model.to("meta")
+    images, z, t = (x.to("meta") for x in (images, z, t))
+    assert flops(lambda: model.predict(images, t, z)) == decode_flops(batch * grid**2, batch)
+    assert peak_bytes(lambda: model.predict(images, t, z)) == decode_peak(batch * grid**2, batch)
+
+
+# --- times ----------------------------------------------------------------------------------------------------
+
+
+@SIZES
+def bench_semdisdiffae(side: int, batch: int, semdisdiffae: SemDisDiffAE, table: Table) -> None:
+    model, grid = semdisdiffae, side // semdisdiffae.stride
     images = torch.rand(batch, 3, side, side, device=DEVICE) * 2 - 1
     latents = model.encode(images)
     assert latents.shape == (batch, LATENT, grid, grid)
@@ -68,14 +138,49 @@ def bench_encode_and_decode(side: int, batch: int, model: SemDisDiffAE, table: T
     decoded = model.decode(latents, side, side)
     assert decoded.shape == images.shape
     assert decoded.isfinite().all()
-    directions = {"encode": lambda: model.encode(images), "decode": lambda: model.decode(latents, side, side)}
+    calls = {"encode": lambda: model.encode(images), "decode": lambda: model.decode(latents, side, side)}
     operations = {"encode": encode_flops(batch * grid**2), "decode": decode_flops(batch * grid**2, batch)}
-    for direction, times in interleaved(directions, rounds=7).items():
+    _add_times("SemDisDiffAE", side, batch, calls, operations, table)
+
+
+@SIZES
+@torch.no_grad()
+def bench_dinac_ae(side: int, batch: int, dinac_ae: DinacAE, table: Table) -> None:
+    model, grid = dinac_ae, side // dinac_ae.stride
+    images = torch.rand(batch, 3, side, side, device=DEVICE) * 2 - 1
+    latents = model.encode(images)
+    assert latents.shape == (batch, LATENT, grid, grid)
+    with use_attention("math"):
+        assert_agrees(latents.to(DTYPE), model.encode(images).to(DTYPE))
+    features = model.predict_features(latents)
+    assert features.cls is not None
+    assert_agrees(model.predict_class(latents).bfloat16(), features.cls.bfloat16())
+    decoded = model.decode(latents, side, side)
+    assert decoded.shape == images.shape
+    assert decoded.isfinite().all()
+    calls = {
+        "encode": lambda: model.encode(images),
+        "predict_class": lambda: model.predict_class(latents),
+        "decode": lambda: model.decode(latents, side, side),
+    }
+    operations = {
+        "encode": dinac_encode_flops(grid**2, batch),
+        "predict_class": features_flops(grid**2, batch),
+        "decode": decode_flops(batch * grid**2, batch),
+    }
+    _add_times("DINAC-AE", side, batch, calls, operations, table)
+
+
+def _add_times(
+    model: str, side: int, batch: int, calls: dict[str, Callable[[], Any]], operations: dict[str, int], table: Table
+) -> None:
+    for call, times in interleaved(calls, rounds=7).items():
         table.add(
-            direction=direction,
+            model=model,
+            call=call,
             pixels=f"{side} x {side}",
             batch=batch,
             time=times,
-            FLOPs=operations[direction],
-            GFLOP_a_second=operations[direction] / times.median / 1e9,
+            FLOPs=operations[call],
+            GFLOP_a_second=operations[call] / times.median / 1e9,
         )

@@ -1,4 +1,4 @@
-"""Autoencoders side by side, weights random: SemDisDiffAE and FLUX.2's, both as published.
+"""Autoencoders side by side, weights random: SemDisDiffAE, DINAC-AE and FLUX.2's, all as published.
 
 Run as a program, it prints the growth of resident memory over one call, which only a fresh process can tell:
 ``python peers.py NAME DIRECTION SIDE BATCH``.
@@ -6,6 +6,8 @@ Run as a program, it prints the growth of resident memory over one call, which o
 
 import re
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,7 +16,11 @@ from diffusers.models.autoencoders.autoencoder_kl_flux2 import AutoencoderKLFlux
 from measuring import DEVICE, DTYPE, draw
 from torch import Tensor, nn
 
-from latelier.families import DiffAEConfig
+from latelier.blocks import FamilyConfig
+from latelier.recipes import dinac_ae, semdisdiffae
+
+THREADS = 2
+"""Of a comparison on a CPU."""
 
 
 class Peer(Protocol):
@@ -39,11 +45,12 @@ def _input(direction: str, side: int, batch: int, *, channels: int, stride: int)
     return draw(*shape)
 
 
-class SemDisDiffAE:
-    """Ours, at published size, one step."""
+class Ours:
+    """A diffusion autoencoder of ours, one step."""
 
-    def __init__(self) -> None:
-        self.model = DiffAEConfig().build().eval().to(DEVICE, DTYPE)
+    def __init__(self, config: FamilyConfig) -> None:
+        self.model: Any = config.build().eval()
+        self.model.to(DEVICE, DTYPE)
         self.parameters, self.weight_bytes = _sizes(self.model)
 
     def inputs(self, direction: str, side: int, batch: int) -> Tensor:
@@ -77,17 +84,25 @@ class Flux2:
         return self.model.decode(latents).sample
 
 
-PEERS: dict[str, type[Peer]] = {"SemDisDiffAE": SemDisDiffAE, "FLUX.2": Flux2}
+PEERS: dict[str, Callable[[], Peer]] = {
+    "SemDisDiffAE": partial(Ours, semdisdiffae().model),
+    "DINAC-AE": partial(Ours, dinac_ae().model),
+    "FLUX.2": Flux2,
+}
 
 
 def resident_growth(name: str, direction: str, side: int, batch: int) -> int:
-    """Bytes by which one call raises the resident memory of this process over what it holds before (Linux)."""
+    """Bytes by which one call raises the resident memory of this process over what it holds before (Linux).
+
+    Code of libraries that the call maps in is left out: it is the same 15 MiB for every model.
+    """
+    torch.set_num_threads(THREADS)
     peer = PEERS[name]()
     x = peer.inputs(direction, side, batch)
-    before = _status("VmRSS")
+    before, code = _status("VmRSS"), _status("RssFile")
     Path("/proc/self/clear_refs").write_text("5")  # forgets the highest mark
     getattr(peer, direction)(x)
-    return _status("VmHWM") - before
+    return _status("VmHWM") - before - (_status("RssFile") - code)
 
 
 def _status(field: str) -> int:
