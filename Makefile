@@ -14,8 +14,9 @@ EXTRAS := demo dev notebooks peers tensorboard
 help:  ## list these targets
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 14
 
-demo: .venv/.ready  ## train a small autoencoder on photographs, in minutes on a CPU, and write its report
+demo: .venv/.ready  ## train two small autoencoders on photographs, in minutes on a CPU, and write their reports
 	@.venv/bin/latelier demo --out runs/demo
+	@.venv/bin/latelier demo dinac_ae --out runs/demo_dinac_ae
 
 test: .venv/.ready  ## run all tests
 	@.venv/bin/pytest

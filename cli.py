@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -38,6 +39,11 @@ DataFolder = Annotated[
     Path | None,
     typer.Option("--data", help="folder of images, any depth, in place of the recipe's data", metavar="DIR"),
 ]
+
+
+class DemoModel(StrEnum):
+    semdisdiffae = "semdisdiffae"
+    dinac_ae = "dinac_ae"
 
 
 @app.callback(invoke_without_command=True)
@@ -197,7 +203,10 @@ def report(
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(help="run folder", metavar="DIR")] = Path("runs/demo"),
+    model: Annotated[DemoModel, typer.Argument(help="which of the small models")] = DemoModel.semdisdiffae,
+    out: Annotated[
+        Path | None, typer.Option(help="run folder; default: runs/demo, or runs/demo_dinac_ae", metavar="DIR")
+    ] = None,
     settings: Settings = None,
     device: Device = None,
 ) -> None:
@@ -208,7 +217,8 @@ def demo(
 
     # Its maps are too small for more: where others use the cores too, threads only wait for one another.
     torch.set_num_threads(1)
-    _train(find("demo/semdisdiffae", settings or ()), out, resume=True, device=device)
+    out = out or Path("runs") / ("demo" if model is DemoModel.semdisdiffae else f"demo_{model.value}")
+    _train(find(f"demo/{model.value}", settings or ()), out, resume=True, device=device)
     page = _report(out, None, device)
     console = make_console()
     console.print(f"\nreport:  {page.resolve()}", highlight=False)

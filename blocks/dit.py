@@ -8,6 +8,7 @@ Attention with per-head RMSNorm on queries and keys before axial RoPE, and an ML
   no gate (the encoder and head of DINAC-AE, data-archetype/dinac_ae).
 """
 
+import torch
 from einops import rearrange
 from torch import Tensor, nn
 
@@ -97,6 +98,13 @@ class SandwichDiTBlock(nn.Module):
         self.mlp_norm1, self.mlp_norm2 = RMSNorm(width), RMSNorm(width)
         self.attn = RoPEAttention(width, head_width=head_width, rope=rope)
         self.mlp = MLP(width, int(width * expand), activation=activation)
+
+    @torch.no_grad()
+    def become_identity(self) -> None:
+        """Set the weights of the norms behind attention and MLP to 0, from where they learn."""
+        for norm in (self.attn_norm2, self.mlp_norm2):
+            assert norm.weight is not None
+            norm.weight.zero_()
 
     def forward(self, x: Map, cond: None = None) -> Map:
         grid = (x.shape[2], x.shape[3])

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import nn
 
 from ..blocks.registry import Part, encode
@@ -38,7 +39,8 @@ def evaluate(
 
     With ``training``, at most ``fit_images`` of its images, evenly spaced, fit the two yardsticks: the PCA of patches
     with as many values as the latent (``baseline``, under the same protocol), and, with a teacher, the ridge readout
-    from latents to its tokens (``alignment.ridge_cosine``). ``predict_tokens`` gives ``alignment.head_cosine``.
+    from latents to its tokens (``alignment.ridge_cosine``). ``predict_tokens`` gives ``alignment.head_cosine``; a model
+    with a token head and a teacher with a class token give ``alignment.class_cosine``.
     Answers of ``probes`` stand under ``probes``, by short name.
 
     Raises:
@@ -85,11 +87,13 @@ class _Alignment:
 
     def __init__(self, model: nn.Module, config: TeacherConfig, predict_tokens: PredictTokens | None) -> None:
         self.config, self.predict_tokens = config, predict_tokens
-        self.model, self.teacher = model, config.build().eval().to(next(model.parameters()).device)
+        self.model: Any = model
+        self.teacher = config.build().eval().to(next(model.parameters()).device)
         self.readout: RidgeReadout | None = None
+        self.classes: list[Tokens] = []
         self.cosines: dict[str, list[float]] = {}
 
-    def tokens(self, original: Image, latent: Latent) -> Tokens:
+    def describe(self, original: Image, latent: Latent) -> TeacherOutput:
         out: TeacherOutput = self.teacher((placed_like(self.model, original).float() + 1) / 2)
         if out.grid != tuple(latent.shape[2:]):
             grids = ["x".join(map(str, grid)) for grid in (out.grid, latent.shape[2:])]
@@ -97,23 +101,36 @@ class _Alignment:
                 f"alignment: the grid of {self.config.kind!r} is {grids[0]} where that of the latents is {grids[1]}; "
                 "choose a teacher whose patch is the model's stride"
             )
-        return out.patches
+        return out
+
+    def observe(self, original: Image, latent: Latent) -> None:
+        """Take in a training image, for the yardsticks."""
+        out = self.describe(original, latent)
+        self.readout = self.readout or RidgeReadout(latent=latent.shape[1], features=self.config.features)
+        self.readout.observe(latent, out.patches)
+        if out.cls is not None:
+            self.classes.append(out.cls[:, None].cpu().double())
 
     def score(self, measured: Measured) -> None:
-        tokens = self.tokens(measured.original, measured.latent)
-        predictions = {}
+        out, latent = self.describe(measured.original, measured.latent), measured.latent
+        pairs: dict[str, tuple[Tokens, Tokens]] = {}
         if self.predict_tokens is not None:
-            predictions["head_cosine"] = self.predict_tokens(measured.latent)
+            pairs["head_cosine"] = self.predict_tokens(latent), out.patches
         if self.readout is not None:
-            predictions["ridge_cosine"] = self.readout.predict(measured.latent)
-            predictions["mean_token_cosine"] = self.readout.mean_token.expand(tokens.shape)
-        for name, prediction in predictions.items():
+            pairs["ridge_cosine"] = self.readout.predict(latent), out.patches
+            pairs["mean_token_cosine"] = self.readout.mean_token.expand(out.patches.shape), out.patches
+        if out.cls is not None and hasattr(self.model, "predict_features"):
+            theirs = out.cls[:, None]
+            pairs["class_cosine"] = self.model.predict_features(latent).cls[:, None], theirs
+            if self.classes:
+                pairs["mean_class_cosine"] = torch.cat(self.classes).mean(dim=0, keepdim=True), theirs
+        for name, (prediction, tokens) in pairs.items():
             cosine = token_cosine(prediction, tokens)
             if cosine is not None:
                 self.cosines.setdefault(name, []).append(cosine)
 
     def report(self) -> dict[str, Any]:
-        """Means over images; ``mean_token_cosine`` is that of always answering the mean token."""
+        """Means over images; ``mean_token_cosine`` and ``mean_class_cosine`` are those of always answering the mean."""
         return {"teacher": encode(self.config), "teacher_id": self.config.id} | {
             name: summary(cosines)["mean"] for name, cosines in self.cosines.items()
         }
@@ -128,19 +145,18 @@ def _fit(
     progress: Progress,
 ) -> tuple[PatchPCA, int]:
     indices = list(evenly_spaced(len(training), most))
-    baseline = readout = None
+    baseline = None
     for done, index in enumerate(indices, 1):
         original = protocol.prepare(training.read(index), stride=model.stride)
         latent = model.encode(placed_like(model, original))
         baseline = baseline or PatchPCA(stride=model.stride, values=latent.shape[1])
         baseline.observe(original)
         if alignment is not None:
-            readout = readout or RidgeReadout(latent=latent.shape[1], features=alignment.config.features)
-            readout.observe(latent, alignment.tokens(original, latent))
+            alignment.observe(original, latent)
         progress("fit the yardsticks", done, len(indices))
     assert baseline is not None
-    if alignment is not None and readout is not None:
-        alignment.readout = readout.solve()
+    if alignment is not None and alignment.readout is not None:
+        alignment.readout = alignment.readout.solve()
     return baseline.solve(), len(indices)
 
 

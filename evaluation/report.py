@@ -168,6 +168,8 @@ def _numbers(result: Result) -> str:
             f"Always answering the mean token of {alignment['teacher']['kind']} has a cosine of "
             f"{alignment['mean_token_cosine']:.4f}."
         )
+    if "mean_class_cosine" in alignment:
+        notes.append(f"Always answering its mean class token has a cosine of {alignment['mean_class_cosine']:.4f}.")
     infinite = result["psnr"]["infinite"]
     if infinite:
         notes.append(f"{_count(infinite, 'perfect reconstruction')} left out of the PSNR statistics.")

@@ -108,7 +108,11 @@ def rows_of(result: Result) -> list[tuple[str, str, float | None, float | None]]
         for key, label in ((key, key.upper() if key in ("p5", "p95") else key) for key in keys)
     ]
     alignment = result.get("alignment") or {}
-    names = {"head_cosine": "Cosine, alignment head", "ridge_cosine": "Cosine, ridge readout"}
+    names = {
+        "head_cosine": "Cosine, alignment head",
+        "ridge_cosine": "Cosine, ridge readout",
+        "class_cosine": "Cosine, class token",
+    }
     rows += [(label, "", alignment[key], None) for key, label in names.items() if alignment.get(key) is not None]
     return rows
 

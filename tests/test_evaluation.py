@@ -20,6 +20,7 @@ from rich.console import Console
 from torch import nn
 
 from latelier.blocks import (
+    DINOTokenHeadConfig,
     EncoderPosterior,
     FCDMBlockConfig,
     HOGConfig,
@@ -44,7 +45,7 @@ from latelier.evaluation import (
     results_table,
     save_result,
 )
-from latelier.families import DiffAEConfig, SemDisDiffAE
+from latelier.families import DiffAEConfig, DinacAEConfig, SemDisDiffAE
 
 TINY = DiffAEConfig(
     patch=4,
@@ -291,6 +292,34 @@ def test_a_head_that_knows_the_teacher_has_a_cosine_of_one() -> None:
     assert found["alignment"]["head_cosine"] == pytest.approx(1)
     assert "ridge_cosine" not in found["alignment"]
     assert "baseline" not in found
+
+
+def test_a_token_head_is_compared_with_the_teachers_class_beside_its_mean() -> None:
+    teacher = HOGConfig(patch=4)
+    config = DinacAEConfig(
+        patch=4,
+        width=16,
+        latent=6,
+        encoder=StackEncoderConfig(depth=1),
+        decoder=SkipDecoderConfig(start=1, middle=0, end=1, rank=2),
+        token_head=DINOTokenHeadConfig(features=36, width=16, head_width=8),
+    )
+    model = config.build()
+    alignment = evaluate(model, HELD_OUT, training=TRAINING, teacher=teacher)["alignment"]
+    describe, protocol = teacher.build(), ArchetypePSNRConfig()
+
+    def cls(source: Any, index: int) -> torch.Tensor:
+        return describe((protocol.prepare(source.read(index), stride=4) + 1) / 2).cls
+
+    mean = torch.cat([cls(TRAINING, i) for i in range(len(TRAINING))]).mean(dim=0)
+    own, floor = [], []
+    with torch.no_grad():
+        for i in range(len(HELD_OUT)):
+            target, image = cls(HELD_OUT, i)[0], protocol.prepare(HELD_OUT.read(i), stride=4)
+            own.append(F.cosine_similarity(model.predict_features(model.encode(image)).cls[0], target, dim=0).item())
+            floor.append(F.cosine_similarity(mean, target, dim=0).item())
+    assert alignment["class_cosine"] == pytest.approx(np.mean(own), rel=1e-5)
+    assert alignment["mean_class_cosine"] == pytest.approx(np.mean(floor), rel=1e-5)
 
 
 def test_a_teacher_on_another_grid_is_refused() -> None:

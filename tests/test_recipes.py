@@ -14,12 +14,13 @@ from latelier.blocks import (
     FCDMBlockConfig,
     HOGConfig,
     PartError,
+    SequenceBlockConfig,
     StackEncoderConfig,
     decode,
     differences,
     encode,
 )
-from latelier.recipes import RECIPES, Recipe, demo, find, semdisdiffae, semdisdiffae_p32
+from latelier.recipes import RECIPES, Recipe, demo, dinac_ae, dinac_ae_d2, find, semdisdiffae, semdisdiffae_p32
 from latelier.training import FolderDataConfig
 
 GOLDENS = Path(__file__).parent / "goldens"
@@ -30,7 +31,10 @@ SIZES = {  # parameters, latent channels, stride
     "semdisdiffae_p32_v2": (156_636_928, 384, 32),
     "full_capacitor": (88_771_328, 128, 16),
     "capacitor_decoder": (61_933_184, 128, 16),
+    "dinac_ae": (134_941_184, 128, 16),
+    "dinac_ae_d2": (154_216_192, 128, 16),
     "demo/semdisdiffae": (487_840, 32, 8),
+    "demo/dinac_ae": (622_752, 32, 8),
 }
 
 every_recipe = pytest.mark.parametrize("name", RECIPES)
@@ -112,6 +116,49 @@ def test_the_teacher_changes_with_the_width_of_its_head() -> None:
     assert changed(semdisdiffae(teacher=HOGConfig(patch=16, cells=4)), semdisdiffae()) == [
         "recipe.stages.0.objective.1.head.width: 192, not 64",
         "recipe.teacher.cells: 4, not 2",
+    ]
+
+
+def test_dinac_ae_is_semdisdiffae_with_these_differences() -> None:
+    ours, theirs = dinac_ae(), semdisdiffae(teacher=dinac_ae().teacher)
+    assert [line.partition(":")[0] for line in changed(ours, theirs)] == [
+        "recipe.name",
+        "recipe.model",
+        "recipe.stages.0.objective",
+        "recipe.stages.0.corruption",
+        "recipe.probes",
+    ]
+    assert [term.kind.partition("/")[2] for term in ours.stages[0].objective] == [
+        "vp_reconstruction",
+        "patch_alignment",
+        "class_alignment",
+        "variance_expansion",
+        "latent_scale",
+    ]
+
+
+def test_dinac_ae_d2_differs_by_its_depth() -> None:
+    assert changed(dinac_ae_d2(), dinac_ae()) == [
+        "recipe.name: 'dinac_ae_d2', not 'dinac_ae'",
+        "recipe.model.encoder.depth: 8, not 6",
+    ]
+
+
+def test_the_teacher_of_dinac_ae_changes_with_its_token_head() -> None:
+    assert changed(dinac_ae(teacher=HOGConfig()), dinac_ae()) == [
+        "recipe.model.token_head.features: 36, not 768",
+        "recipe.model.token_head.width: 64, not None",
+        "recipe.teacher.cells: 2, not 8",
+        "recipe.teacher.orientations: 9, not 12",
+    ]
+
+
+def test_the_encoder_of_dinac_ae_may_be_a_mixture() -> None:
+    mixture = SequenceBlockConfig(blocks=4 * (FCDMBlockConfig(),) + 2 * (DiTBlockConfig(),))
+    swapped = dinac_ae(encoder=StackEncoderConfig(block=mixture, depth=1))
+    assert changed(swapped, dinac_ae()) == [
+        "recipe.model.encoder.block: 'block/sequence', not 'block/dit'",
+        "recipe.model.encoder.depth: 1, not 6",
     ]
 
 
@@ -219,7 +266,7 @@ stages:
         (
             "xyz",
             "recipe: none is named 'xyz'; known: 'semdisdiffae', 'semdisdiffae_p32', 'semdisdiffae_p32_v2', "
-            "'full_capacitor', 'capacitor_decoder', 'demo/semdisdiffae'",
+            "'full_capacitor', 'capacitor_decoder', 'dinac_ae', 'dinac_ae_d2', 'demo/semdisdiffae', 'demo/dinac_ae'",
         ),
         ("nope.py:tiny", "recipe: there is no Python file 'nope.py'"),
         ("nope.json", "recipe: there is no file 'nope.json'"),

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from ..blocks.dit import SandwichDiTBlock
 from ..blocks.patch import patchify
 from ..blocks.registry import Part, part
 from ..blocks.stack import SkipDecoder, StackEncoder
@@ -71,9 +72,10 @@ class PCAStartConfig(StartConfig):
     """Start as the best linear code: the principal components of training patches, with unit variance.
 
     The first ``latent`` channels of the encoder carry the components of each patch to the mean, and those of the
-    decoder carry them back to pixels; blocks are born as (nearly) identities, so that the new model reconstructs
-    exactly as well as PCA with as many values, and training only has to find what PCA cannot. The other channels keep
-    their random birth. The log-SNR starts at ``logsnr`` everywhere.
+    decoder carry them back to pixels; blocks are born as (nearly) identities, or made so (the weights of the norms
+    behind attention and MLP in sandwich blocks start at 0), so that the new model reconstructs exactly as well as PCA
+    with as many values, and training only has to find what PCA cannot. The other channels keep their random birth.
+    The log-SNR starts at ``logsnr`` everywhere.
 
     Attributes:
         batches: training batches from which the components are computed (float64).
@@ -97,6 +99,9 @@ class PCAStartConfig(StartConfig):
         assert embed.bias is not None and back.bias is not None and encoder.to_bottleneck.bias is not None
         embed.weight[:n] = analysis.reshape(n, *embed.weight.shape[1:])
         embed.bias[:n] = -analysis @ mean
+        for block in encoder.modules():
+            if isinstance(block, SandwichDiTBlock):
+                block.become_identity()
         _pass_on(encoder.to_bottleneck, rows=n, first_column=0)
         if encoder.to_bottleneck.out_channels == 2 * n:
             encoder.to_bottleneck.weight[n:] = 0
