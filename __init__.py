@@ -21,6 +21,7 @@ def load(
     device: "str | torch.device" = "cpu",
     dtype: "torch.dtype | None" = None,
     revision: str | None = None,
+    cache_dir: str | Path | None = None,
 ) -> Any:
     """Load a model of any family from a folder, a lone safetensors file or a hub repository.
 
@@ -37,6 +38,7 @@ def load(
         device=device,
         dtype=dtype,
         revision=revision,
+        cache_dir=cache_dir,
         published=read_published,
     )
 

@@ -185,6 +185,7 @@ class DiffAE(Float32Islands):
         device: str | torch.device = "cpu",
         dtype: torch.dtype | None = None,
         revision: str | None = None,
+        cache_dir: str | Path | None = None,
     ) -> Model:
         """Load a folder or a hub repository, in our layout or in the published one.
 
@@ -196,7 +197,15 @@ class DiffAE(Float32Islands):
         """
         from .published import read_published
 
-        return load_folder(path_or_id, cls, device=device, dtype=dtype, revision=revision, published=read_published)
+        return load_folder(
+            path_or_id,
+            cls,
+            device=device,
+            dtype=dtype,
+            revision=revision,
+            cache_dir=cache_dir,
+            published=read_published,
+        )
 
     def save_pretrained(self, folder: str | Path, *, header: dict[str, Any] | None = None) -> Path:
         """Write ``config.json`` and ``model.safetensors``; ``header`` adds entries to the safetensors header."""

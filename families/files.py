@@ -122,7 +122,9 @@ def _parse(text: str | bytes, where: str) -> dict[str, Any]:
     return config
 
 
-def find_files(path_or_id: str | Path, *, revision: str | None) -> tuple[Path | None, Path]:
+def find_files(
+    path_or_id: str | Path, *, revision: str | None, cache_dir: str | Path | None = None
+) -> tuple[Path | None, Path]:
     """Return (config.json or None, weights) of a local folder, a lone safetensors file, or a hub repository."""
     path = Path(path_or_id).expanduser()
     if path.is_file():
@@ -135,15 +137,17 @@ def find_files(path_or_id: str | Path, *, revision: str | None) -> tuple[Path | 
     name = str(path_or_id)
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise FileNotFoundError(f"{name}: no such file or folder, and no hub repository 'owner/name'")
-    return _download(name, revision)
+    return _download(name, revision, cache_dir)
 
 
-def _download(repository: str, revision: str | None) -> tuple[Path, Path]:
+def _download(repository: str, revision: str | None, cache_dir: str | Path | None) -> tuple[Path, Path]:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import GatedRepoError, HFValidationError
 
     try:
-        config, weights = (hf_hub_download(repository, name, revision=revision) for name in (CONFIG, WEIGHTS))
+        config, weights = (
+            hf_hub_download(repository, name, revision=revision, cache_dir=cache_dir) for name in (CONFIG, WEIGHTS)
+        )
     except GatedRepoError as error:
         raise FileNotFoundError(f"{repository}: is gated; accept its terms on the hub, then `hf auth login`") from error
     except (OSError, HFValidationError) as error:  # every other error of the hub is an OSError
@@ -162,13 +166,14 @@ def load_folder(
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
     revision: str | None = None,
+    cache_dir: str | Path | None = None,
     published: Published | None = None,
 ) -> M:
     """Rebuild the model that a folder, a lone file or a hub repository holds; see the module's text.
 
-    ``dtype`` None is bfloat16 on CUDA and float32 elsewhere.
+    ``dtype`` None is bfloat16 on CUDA and float32 elsewhere; ``revision`` and ``cache_dir`` are the hub's.
     """
-    config_path, weights_path = find_files(path_or_id, revision=revision)
+    config_path, weights_path = find_files(path_or_id, revision=revision, cache_dir=cache_dir)
     tensors, header = read_tensors(weights_path)
     if config_path is not None:
         raw, where = read_config(config_path), str(config_path)

@@ -323,14 +323,14 @@ def test_a_folder_without_weights_and_a_name_that_is_no_folder_say_so(folder: Pa
 def test_a_hub_repository_is_read_at_its_revision(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
-    def download(repository: str, name: str, *, revision: str | None) -> str:
-        asked.append((repository, name, revision))
+    def download(repository: str, name: str, *, revision: str | None, cache_dir: str | None) -> str:
+        asked.append((repository, name, revision, cache_dir))
         return str(folder / name)
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
-    again = SemDisDiffAE.from_pretrained("owner/name", revision="v2")
+    again = SemDisDiffAE.from_pretrained("owner/name", revision="v2", cache_dir="there")
     assert_same(again, load(folder))
-    assert asked == [("owner/name", "config.json", "v2"), ("owner/name", "model.safetensors", "v2")]
+    assert asked == [("owner/name", name, "v2", "there") for name in ("config.json", "model.safetensors")]
 
 
 @pytest.mark.parametrize(
