@@ -97,7 +97,7 @@ def _compare(direction: str, side: int, batch: int, models: dict[str, Peer], tab
         assert outputs[name].isfinite().all()
     with_weights = {name: memory[name] + model.weight_bytes for name, model in models.items()}
     found: dict[str, AgainstFlux2] = {}
-    for name in models.keys() - {"FLUX.2"}:
+    for name in [name for name in models if name != "FLUX.2"]:
         faster = times["FLUX.2"].over(times[name])
         found[name] = AgainstFlux2(
             faster.median, memory[name] / memory["FLUX.2"], with_weights[name] / with_weights["FLUX.2"]

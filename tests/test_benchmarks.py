@@ -107,3 +107,11 @@ def test_benchmarks_refuse_to_run_under_the_shape_checking_hook() -> None:
     assert ran.returncode == 4
     assert "benchmarks: the shape-checking hook is on" in ran.stdout + ran.stderr
     assert "run `make bench`, or pytest without --jaxtyping-packages" in ran.stdout + ran.stderr
+
+
+def test_every_file_of_benchmarks_is_importable_and_has_some() -> None:
+    command = [sys.executable, "-m", "pytest", str(BENCHMARKS), "--collect-only", "--quiet"]
+    ran = subprocess.run(command, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    found = {line.partition("::")[0].rpartition("/")[2] for line in ran.stdout.splitlines() if "::" in line}
+    assert found == {file.name for file in BENCHMARKS.glob("bench_*.py")}
