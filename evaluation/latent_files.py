@@ -24,9 +24,9 @@ from ..blocks.latent_space import LatentSpec
 from ..blocks.registry import PartError, decode, encode
 from ..blocks.shapes import Image, Latent
 from ..blocks.slots import TeacherOutput
-from ..families.diffae import InferenceConfig
 from ..families.files import SPEC, CheckpointError, write_atomically
 from ..families.images import image_size, open_image, to_pixels, to_signed
+from ..families.inference import InferenceConfig
 from ..families.streams import TYPES, read_stream, write_stream
 from .pictures import png, to_picture
 from .protocols import frozen

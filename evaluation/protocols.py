@@ -14,8 +14,8 @@ from ..blocks.draws import address
 from ..blocks.registry import part
 from ..blocks.shapes import Image
 from ..blocks.slots import ImageSource, Measured, ProtocolConfig
-from ..families.diffae import InferenceConfig
 from ..families.images import resized, to_pixels, to_signed
+from ..families.inference import InferenceConfig
 from .metrics import pooled_psnr, psnr, squared_error, ssim, summary
 
 DATA_RANGE = 2.0

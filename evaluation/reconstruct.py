@@ -13,9 +13,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ..blocks.shapes import Image
-from ..families.diffae import InferenceConfig
 from ..families.files import write_atomically
 from ..families.images import open_image, to_pixels, to_signed
+from ..families.inference import InferenceConfig
 from .pictures import png, to_picture
 from .protocols import frozen
 

@@ -21,7 +21,7 @@ from ..blocks.posterior import EncoderPosterior
 from ..blocks.registry import part
 from ..blocks.shapes import Image, Latent
 from ..blocks.slots import ImageSource, ProbeConfig, ProtocolConfig
-from ..families.diffae import InferenceConfig
+from ..families.inference import InferenceConfig
 from .metrics import pooled_psnr, summary
 from .protocols import DATA_RANGE, frozen, placed_like
 
