@@ -18,6 +18,14 @@ def test_unpatchify_undoes_patchify(b: int, c: int, h: int, w: int, patch: int) 
     assert torch.equal(unpatchify(packed, patch), x)
 
 
+@given(c=st.integers(1, 4), h=sides, w=sides, patch=patches)
+def test_an_empty_batch_has_the_shapes_of_any_other(c: int, h: int, w: int, patch: int) -> None:
+    x = torch.randn(0, c, h * patch, w * patch)
+    packed = patchify(x, patch)
+    assert packed.shape == (0, c * patch**2, h, w)
+    assert unpatchify(packed, patch).shape == x.shape
+
+
 @given(h=sides, w=sides, patch=patches)
 def test_channels_of_a_patch_come_by_colour_then_row_then_column(h: int, w: int, patch: int) -> None:
     x = torch.randn(1, 3, h * patch, w * patch)
