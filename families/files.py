@@ -19,12 +19,15 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from ..blocks.latent_space import LatentSpec
-from ..blocks.registry import PartError, decode, encode
+from ..blocks.registry import PartError, decode, differences, encode
 from ..blocks.slots import FamilyConfig
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 SPEC = "latelier.latent_spec"
 """Entry of the header that names the space of the latents."""
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+"""In which a model can be stored."""
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -173,6 +176,8 @@ def load_folder(
 
     ``dtype`` None is bfloat16 on CUDA and float32 elsewhere; ``revision`` and ``cache_dir`` are the hub's.
     """
+    if dtype is not None and dtype not in DTYPES:
+        raise ValueError(f"dtype: takes {', '.join(map(str, DTYPES[:-1]))} or {DTYPES[-1]}, got {dtype!r}")
     config_path, weights_path = find_files(path_or_id, revision=revision, cache_dir=cache_dir)
     tensors, header = read_tensors(weights_path)
     if config_path is not None:
@@ -206,8 +211,14 @@ def load_folder(
             "one of the two was replaced: save the model again"
         )
     if SPEC in header:
-        spec: Any = getattr(model, "latent_spec", None)
-        decode(_parse(header[SPEC], str(weights_path)), LatentSpec).check(spec, where=str(weights_path))
+        named = decode(_parse(header[SPEC], str(weights_path)), LatentSpec, where=f"{weights_path} (header)")
+        changed = differences(getattr(model, "latent_spec", None), named, where="")
+        if changed:
+            raise CheckpointError(
+                f"{weights_path}: its latents are of another space than its header says "
+                f"({', '.join(line.lstrip('.') for line in changed)}); its tensors were changed or rounded after they "
+                "were saved: save the model again"
+            )
     if dtype is None:
         dtype = torch.bfloat16 if torch.device(device).type == "cuda" else torch.float32
     return model.to(device=device, dtype=dtype).eval()

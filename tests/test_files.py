@@ -158,6 +158,15 @@ def test_a_bfloat16_model_is_saved_as_such_and_loads_in_either_precision(tmp_pat
     assert_same(load(tmp_path), model.float())
 
 
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn], ids=str)
+def test_a_dtype_that_no_model_can_be_stored_in_is_refused(folder: Path, dtype: torch.dtype) -> None:
+    with pytest.raises(ValueError) as caught:
+        latelier.load(folder, dtype=dtype)
+    assert str(caught.value) == (
+        f"dtype: takes torch.float32, torch.bfloat16, torch.float16 or torch.float64, got {dtype}"
+    )
+
+
 def test_saving_over_a_model_replaces_it(folder: Path) -> None:
     loaded, other = load(folder), awake(OTHER)
     before = loaded.encode(torch.ones(1, 3, 4, 4))
