@@ -10,6 +10,7 @@ short names, its aliases.
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -178,6 +179,9 @@ def flatten(config: DiffAEConfig) -> FlatConfig:
     Raises:
         PartError: the published layout cannot say what the config says; the message names the first such field.
     """
+    if type(config) not in LAYOUTS:
+        raise PartError("config", f"nobody has published a layout for {config.kind!r}; save_pretrained keeps it")
+    config = _named_once(config)
     flat = LAYOUTS[type(config)].of(config)
     again = flat.ours(has_encoder=config.encoder is not None, has_statistics=config.latent_norm != NoNormConfig())
     lost = differences(config, again)
@@ -185,6 +189,14 @@ def flatten(config: DiffAEConfig) -> FlatConfig:
         where, _, what = lost[0].partition(": ")
         raise PartError(where, f"is {what} as the published layout has it; save_pretrained keeps it")
     return flat
+
+
+def _named_once(config: DiffAEConfig) -> DiffAEConfig:
+    """The same model, without the width of a token head that is what None would give."""
+    head = getattr(config, "token_head", None)
+    if isinstance(config, DinacAEConfig) and isinstance(head, DINOTokenHeadConfig) and head.width == head.features:
+        return replace(config, token_head=replace(head, width=None))
+    return config
 
 
 def _only(value: Any, known: Any, where: str) -> Any:

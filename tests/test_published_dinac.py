@@ -23,6 +23,7 @@ from latelier.blocks import (
     StackEncoderConfig,
     VPScheduleConfig,
     WhiteningConfig,
+    part,
 )
 from latelier.families import (
     CheckpointError,
@@ -319,6 +320,13 @@ def test_a_config_of_dinac_beside_other_tensors_says_what_is_lacking(tmp_path: P
 SMALL = FlatDinacAE(**FLAT).ours()
 
 
+def test_a_head_whose_width_is_written_out_is_exported_as_well(tmp_path: Path) -> None:
+    features = SMALL.token_head.features
+    made = replace(SMALL, token_head=replace(SMALL.token_head, width=features)).build()
+    again = DinacAE.from_pretrained(made.export_published(tmp_path / "made"))
+    assert again.config == SMALL
+
+
 @pytest.mark.parametrize(
     ("config", "message"),
     [
@@ -361,3 +369,17 @@ def test_a_model_that_it_cannot_say_is_not_exported(tmp_path: Path, config: Diff
         made.export_published(tmp_path / "made")
     assert str(caught.value) == message
     assert not (tmp_path / "made").exists()
+
+
+def test_a_family_of_ones_own_has_no_published_layout(tmp_path: Path) -> None:
+    @part("family/test_mine")
+    class MyConfig(DinacAEConfig):
+        """A family that its user declares."""
+
+    with torch.device("meta"):
+        made = MyConfig().build()
+    with pytest.raises(PartError) as caught:
+        made.export_published(tmp_path / "made")
+    assert str(caught.value) == (
+        "config: nobody has published a layout for 'family/test_mine'; save_pretrained keeps it"
+    )
