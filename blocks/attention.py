@@ -104,7 +104,7 @@ def why_not(name: str, q: Heads, *keys_and_values: Keys) -> str | None:
 
 def _known(name: str, where: str) -> None:
     if name not in BACKENDS:
-        close = get_close_matches(name, BACKENDS, n=1)
+        close = get_close_matches(str(name), BACKENDS, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(map(repr, BACKENDS))}"
         raise ValueError(f"{where}: no attention backend is named {name!r}; {hint}")
 

@@ -55,9 +55,10 @@ class ChannelRMSNorm(nn.Module):
 
 
 def response_norm(x: Map, *, eps: float = 1e-6) -> Tensor:
-    """Return N ``[b, c, 1, 1]``, float32: how strong each channel is over the whole map, relative to the others."""
+    """Return N ``[b, c, 1, 1]``, at least float32: how strong each channel is over the map, relative to the others."""
     # not the root of a sum of squares: that makes a squared copy, and no gradient where a channel is dead
-    strength = torch.linalg.vector_norm(x, dim=(2, 3), keepdim=True, dtype=torch.float32)
+    wide = torch.promote_types(x.dtype, torch.float32)
+    strength = torch.linalg.vector_norm(x, dim=(2, 3), keepdim=True, dtype=wide)
     return strength / (strength.mean(dim=1, keepdim=True) + eps)
 
 

@@ -1,5 +1,6 @@
 """DinacAE: its surface, its precision island by island, and latents that know whose they are."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,19 @@ from latelier.blocks import (
     SequenceBlockConfig,
     SkipDecoderConfig,
     StackEncoderConfig,
+    decode,
+    fingerprint,
     spec_of,
 )
-from latelier.families import DiffAE, DiffAEConfig, DinacAE, DinacAEConfig, InferenceConfig, SemDisDiffAE
+from latelier.families import (
+    CheckpointError,
+    DiffAE,
+    DiffAEConfig,
+    DinacAE,
+    DinacAEConfig,
+    InferenceConfig,
+    SemDisDiffAE,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 DECODER = SkipDecoderConfig(start=1, middle=1, end=1, rank=2)
@@ -85,6 +96,28 @@ def test_every_output_has_the_size_and_dtype_that_is_promised(config: DinacAECon
         assert value.dtype == torch.float32
         assert value.shape[-1] == features
         torch.testing.assert_close(value.square().mean(dim=-1).sqrt(), torch.ones(value.shape[:-1]), atol=0.02, rtol=0)
+
+
+@pytest.mark.parametrize("config", [SMALL, MIXED, RELATIVE], ids=["transformer", "mixture", "relative"])
+def test_an_empty_batch_gives_empty_batches_and_the_smallest_image_one_token(config: DiffAEConfig) -> None:
+    model = awake(config)
+    assert model.encode(images(0)).shape == (0, 6, 4, 6)
+    assert model.reconstruct(images(0)).shape == (0, 3, 16, 24)
+    latents = model.encode(images(2, 4, 4))
+    assert latents.shape == (2, 6, 1, 1)
+    assert model.decode(latents, 4, 4).isfinite().all()
+    if config is not RELATIVE:
+        assert model.predict_class(latents[:0]).shape == (0, config.token_head.features)
+        assert model.predict_features(latents).grid == (1, 1)
+
+
+@pytest.mark.parametrize("config", [SMALL, MIXED, RELATIVE], ids=["transformer", "mixture", "relative"])
+def test_float64_agrees_with_float32(config: DiffAEConfig) -> None:
+    model, x, settings = awake(config), images(), InferenceConfig(seed=1)
+    latents, again = model.encode(x), model.reconstruct(x, settings)
+    model.to(torch.float64)
+    torch.testing.assert_close(model.encode(x).float(), latents, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(model.reconstruct(x, settings), again, rtol=1e-4, atol=1e-4)
 
 
 def test_the_head_reads_raw_latents() -> None:
@@ -326,8 +359,8 @@ def test_the_spec_follows_the_statistics() -> None:
     assert len(list(refusals(model, latents))) == 3
     model.load_state_dict(awake(SMALL).state_dict())
     assert model.latent_spec != before
-    model.to(torch.bfloat16)
-    assert model.latent_spec.normalisation == model.latent_spec.normalisation
+    in_float32 = model.latent_spec
+    assert model.to(torch.bfloat16).latent_spec == in_float32
 
 
 def test_statistics_that_are_not_those_of_the_header_are_refused(tmp_path: Path) -> None:
@@ -340,9 +373,15 @@ def test_statistics_that_are_not_those_of_the_header_are_refused(tmp_path: Path)
     tensors = load_file(path)
     tensors["latent_norm_running_mean"] += 1
     save_file(tensors, path, header)
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(CheckpointError) as caught:
         latelier.load(tmp_path)
-    assert str(caught.value).startswith(f"{path}: these latents are of another space (normalisation: ")
+    saved = decode(json.loads(header["latelier.latent_spec"]), LatentSpec)
+    start = "latent_norm_"
+    read = fingerprint({name.removeprefix(start): value for name, value in tensors.items() if name.startswith(start)})
+    assert str(caught.value) == (
+        f"{path}: its latents are of another space than its header says (normalisation: {read!r}, not "
+        f"{saved.normalisation!r}); its tensors were changed or rounded after they were saved: save the model again"
+    )
 
 
 def test_the_two_families_are_told_apart_on_loading(tmp_path: Path) -> None:
