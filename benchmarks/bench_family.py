@@ -82,15 +82,21 @@ def decode_peak(positions: int, images: int) -> int:
     return encode_peak(positions) + 4 * (2 * positions * WIDTH + images * 8 * 2 * WIDTH)
 
 
-def transformer_peak(positions: int, width: int) -> int:
-    """Twelve maps, in the MLP: a block's input, what attention made of it, its norm, both hidden maps, the output."""
-    return 4 * positions * (3 * width + 2 * 4 * width + width)
+def transformer_peak(tokens: int, images: int) -> int:
+    """Nine maps, where keys are turned: a block's input, its norm, q, k and v, q and k normalised, and both turned.
+
+    Beside them the angles of the grid, and the complex numbers that they are.
+    """
+    return 4 * (9 * images * tokens * WIDTH + tokens * (32 + 2 * 32))
 
 
 def features_peak(tokens: int, images: int) -> int:
-    """A block's, beside raw latents, what they were projected to, and class token and registers."""
+    """The same nine maps, with class token and registers, and the turned part of the keys that joins them.
+
+    Beside them raw latents, what they were projected to, class token and registers, and the angles.
+    """
     before = images * tokens * (LATENT + FEATURES) + EXTRA * FEATURES
-    return 4 * before + transformer_peak(images * (tokens + EXTRA), FEATURES)
+    return 4 * (before + 9 * images * (tokens + EXTRA) * FEATURES + images * tokens * FEATURES + tokens * 32)
 
 
 @SIZES
@@ -115,7 +121,7 @@ def bench_counts_of_dinac_ae_are_exact(side: int, batch: int) -> None:
     assert flops(lambda: model.encode(images)) == dinac_encode_flops(grid**2, batch)
     assert flops(lambda: model.predict_features(z)) == features_flops(grid**2, batch)
     assert flops(lambda: model.predict_class(z)) == features_flops(grid**2, batch)
-    assert peak_bytes(lambda: model.encode(images)) == transformer_peak(batch * grid**2, WIDTH)
+    assert peak_bytes(lambda: model.encode(images)) == transformer_peak(grid**2, batch)
     assert peak_bytes(lambda: model.predict_features(z)) == features_peak(grid**2, batch)
     model = model.to("meta")
     images, z, t = (x.to("meta") for x in (images, z, t))

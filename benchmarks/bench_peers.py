@@ -1,7 +1,7 @@
 """Ours against FLUX.2's autoencoder, in one process and in turn; on two threads where there is no GPU.
 
-MiB is the highest memory of one call beside weights and input (on a CPU: of a fresh process, scratch included,
-code of libraries not). The decoder of DINAC-AE is that of SemDisDiffAE and is not measured again.
+MiB is the highest memory of one call beside weights and input (on a CPU: of a fresh process, scratch and code of
+libraries included). The decoder of DINAC-AE is that of SemDisDiffAE and is not measured again.
 
 Guards on a CPU (two threads, float32): SemDisDiffAE is at least 16 times faster in either direction at every size;
 DINAC-AE encodes at least 8 times faster (geometric mean of the sizes) with at most a quarter of the memory at each.

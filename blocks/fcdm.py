@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
 
+from .mlp import may_overwrite
 from .modulation import AdaLN
 from .norm import GRN, channel_rms_norm
 from .registry import part
@@ -47,9 +48,9 @@ class FCDMBlock(nn.Module):
 
     def _activate(self, hidden: Map) -> Map:
         """GELU, then GRN; in the memory of ``hidden``, the largest map by far, where nobody else may hold it."""
-        if torch.is_grad_enabled() or torch.compiler.is_compiling() or self.pwconv1._forward_hooks:
-            return self.grn(F.gelu(hidden))
-        return self.grn(torch.ops.aten.gelu_(hidden), inplace=True)
+        if may_overwrite(self.pwconv1):
+            return self.grn(torch.ops.aten.gelu_(hidden), inplace=True)
+        return self.grn(F.gelu(hidden))
 
 
 @part("block/fcdm")

@@ -6,6 +6,7 @@ arXiv 2002.05202, eq. 6).
 
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from torch import nn
 
@@ -14,6 +15,12 @@ from .shapes import Tokens
 Activation = Literal["gelu", "silu", "relu", "swiglu"]
 
 ACTIVATIONS = {"gelu": F.gelu, "silu": F.silu, "relu": F.relu}
+IN_PLACE = {"gelu": torch.ops.aten.gelu_, "silu": torch.ops.aten.silu_, "relu": torch.ops.aten.relu_}
+
+
+def may_overwrite(maker: nn.Module) -> bool:
+    """Whether what a module has just given may be written over: no gradient needs it, and nobody else holds it."""
+    return not (torch.is_grad_enabled() or torch.compiler.is_compiling() or maker._forward_hooks)
 
 
 class MLP(nn.Module):
@@ -36,4 +43,6 @@ class MLP(nn.Module):
         if self.activation == "swiglu":
             gate, value = y.chunk(2, dim=-1)
             return self.down(F.silu(gate) * value)
-        return self.down(ACTIVATIONS[self.activation](y))
+        # the hidden map is the largest by far
+        y = (IN_PLACE if may_overwrite(self.up) else ACTIVATIONS)[self.activation](y)
+        return self.down(y)

@@ -24,8 +24,19 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(width)) if affine else None
 
     def forward(self, x: Float[Tensor, "*axes c"]) -> Float[Tensor, "*axes c"]:
+        if x.dtype == torch.float32 and x.device.type == "cpu" and not torch.compiler.is_compiling():
+            return self._in_two_passes(x)
         weight = None if self.weight is None else self.weight.to(x.dtype)
         return F.rms_norm(x, x.shape[-1:], weight, self.eps)
+
+    def _in_two_passes(self, x: Float[Tensor, "*axes c"]) -> Float[Tensor, "*axes c"]:
+        """The same without a map of squares, which torch's own makes on a CPU."""
+        strength = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        y = x * torch.rsqrt(strength.square() / x.shape[-1] + self.eps)
+        if self.weight is None:
+            return y
+        weight = self.weight.to(x.dtype)
+        return y * weight if torch.is_grad_enabled() else y.mul_(weight)
 
 
 def channel_rms_norm(x: Map, *, eps: float = 1e-6) -> Map:

@@ -51,8 +51,9 @@ def rotate(
         a, b = y.unflatten(-1, (-1, 2)).unbind(-1)
         turned = torch.stack(turned_pairs(a, b, angles), dim=-1).flatten(-2)
     else:
-        y = y.clone(memory_format=torch.contiguous_format) if y.storage_offset() % 2 else y.contiguous()
-        pairs = torch.view_as_complex(y.unflatten(-1, (-1, 2)))  # which must begin at an even place
+        if y.stride(-1) != 1 or any(place % 2 for place in (y.storage_offset(), *y.stride()[:-1])):
+            y = y.clone(memory_format=torch.contiguous_format)  # complex numbers must begin at even places
+        pairs = torch.view_as_complex(y.unflatten(-1, (-1, 2)))
         turned = torch.view_as_real(pairs * torch.polar(torch.ones_like(angles), angles)).flatten(-2)
     turned = turned.to(x.dtype)
     return turned if prefix == 0 else torch.cat([x[:, :, :prefix], turned], dim=2)
