@@ -1,5 +1,7 @@
-"""Fast paths against their plain references, in one process and in turn, on one thread: each is right, and pays, in time
-or in memory."""
+"""Fast paths against their plain references, in one process and in turn, on one thread.
+
+Each is right, and pays: in time, or at much the same time in memory.
+"""
 
 import time
 from collections.abc import Callable
