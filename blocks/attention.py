@@ -126,6 +126,8 @@ def _flex(q: Heads, k: Keys, v: Keys) -> Heads:
     from torch.nn.attention.flex_attention import flex_attention
 
     if torch.compiler.is_compiling():  # whoever compiles us compiles it too
+        if q.device.type == "cpu":
+            q, k, v = (_packed(x) for x in (q, k, v))
         return _one(flex_attention(q, k, v))
     if q.device.type != "cpu":
         return _one(_compiled_flex()(q, k, v))
@@ -134,6 +136,21 @@ def _flex(q: Heads, k: Keys, v: Keys) -> Heads:
     with warnings.catch_warnings():  # it tells at every eager call that it is slow
         warnings.filterwarnings("ignore", message="flex_attention called without torch.compile")
         return _one(flex_attention(q, k, v))
+
+
+@torch.library.custom_op("latelier::packed", mutates_args=())
+def _packed(x: Tensor) -> Tensor:
+    """A contiguous copy that torch.compile cannot see through.
+
+    On a CPU its version of flex attention gives wrong numbers, in silence, for keys and values of different strides,
+    and fails for queries that are a view of more axes (torch 2.15).
+    """
+    return x.clone(memory_format=torch.contiguous_format)
+
+
+@_packed.register_fake
+def _(x: Tensor) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
 @functools.cache

@@ -443,3 +443,24 @@ for name in ("sdpa", "math"):
 def test_attention_compiles_in_one_graph_and_a_switch_of_backends_compiles_again() -> None:
     run = python(COMPILED, JAXTYPING_DISABLE="1")
     assert run.returncode == 0, run.stdout + run.stderr
+
+
+BY_INDUCTOR = """
+import torch
+from latelier.blocks import DiTBlockConfig, use_attention
+
+torch.manual_seed(0)
+for device in ["cpu", "cuda"][: 1 + torch.cuda.is_available()]:
+    attention = DiTBlockConfig(head_width=16).build(32).attn.to(device)
+    x = torch.randn(2, 12, 32, device=device)
+    with torch.no_grad(), use_attention("math"):
+        expected = attention(x, (3, 4))
+    with torch.no_grad(), use_attention("flex"):
+        error = (torch.compile(attention, fullgraph=True)(x, (3, 4)) - expected).norm() / expected.norm()
+    assert error < (1e-5 if device == "cpu" else 1e-2), (device, error)
+"""
+
+
+def test_flex_gives_the_same_numbers_where_the_block_around_it_is_compiled() -> None:
+    run = python(BY_INDUCTOR, JAXTYPING_DISABLE="1")
+    assert run.returncode == 0, run.stdout + run.stderr
