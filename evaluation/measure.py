@@ -40,7 +40,7 @@ def evaluate(
     With ``training``, at most ``fit_images`` of its images, evenly spaced, fit the two yardsticks: the PCA of patches
     with as many values as the latent (``baseline``, under the same protocol), and, with a teacher, the ridge readout
     from latents to its tokens (``alignment.ridge_cosine``). ``predict_tokens`` gives ``alignment.head_cosine``; a model
-    with a token head and a teacher with a class token give ``alignment.class_cosine``.
+    with a token head and a teacher of its width, with a class token, give ``alignment.class_cosine``.
     Answers of ``probes`` stand under ``probes``, by short name.
 
     Raises:
@@ -89,6 +89,8 @@ class _Alignment:
         self.config, self.predict_tokens = config, predict_tokens
         self.model: Any = model
         self.teacher = config.build().eval().to(next(model.parameters()).device)
+        head = getattr(self.model.config, "token_head", None) if hasattr(model, "predict_features") else None
+        self.reads_class = head is not None and head.features == config.features
         self.readout: RidgeReadout | None = None
         self.classes: list[Tokens] = []
         self.cosines: dict[str, list[float]] = {}
@@ -119,7 +121,7 @@ class _Alignment:
         if self.readout is not None:
             pairs["ridge_cosine"] = self.readout.predict(latent), out.patches
             pairs["mean_token_cosine"] = self.readout.mean_token.expand(out.patches.shape), out.patches
-        if out.cls is not None and hasattr(self.model, "predict_features"):
+        if out.cls is not None and self.reads_class:
             theirs = out.cls[:, None]
             pairs["class_cosine"] = self.model.predict_features(latent).cls[:, None], theirs
             if self.classes:

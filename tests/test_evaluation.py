@@ -322,6 +322,19 @@ def test_a_token_head_is_compared_with_the_teachers_class_beside_its_mean() -> N
     assert alignment["mean_class_cosine"] == pytest.approx(np.mean(floor), rel=1e-5)
 
 
+def test_a_token_head_is_not_asked_about_a_teacher_of_another_width() -> None:
+    config = DinacAEConfig(
+        patch=4,
+        width=32,
+        latent=6,
+        encoder=StackEncoderConfig(depth=1),
+        decoder=SkipDecoderConfig(start=1, middle=0, end=1, rank=2),
+        token_head=DINOTokenHeadConfig(features=32, head_width=16),
+    )
+    alignment = evaluate(config.build(), HELD_OUT, teacher=HOGConfig(patch=4))["alignment"]
+    assert not {"class_cosine", "mean_class_cosine"} & alignment.keys()
+
+
 def test_a_teacher_on_another_grid_is_refused() -> None:
     message = (
         "alignment: the grid of 'teacher/hog' is 10x14 where that of the latents is 5x7; "
