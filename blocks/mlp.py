@@ -19,8 +19,13 @@ IN_PLACE = {"gelu": torch.ops.aten.gelu_, "silu": torch.ops.aten.silu_, "relu": 
 
 
 def may_overwrite(maker: nn.Module) -> bool:
-    """Whether what a module has just given may be written over: no gradient needs it, and nobody else holds it."""
-    return not (torch.is_grad_enabled() or torch.compiler.is_compiling() or maker._forward_hooks)
+    """Whether what a module has just given may be written over: no gradient needs it, and nobody else holds it.
+
+    Of a module that somebody put in the place of ours, nobody knows whether it gives memory of its own.
+    """
+    if torch.is_grad_enabled() or torch.compiler.is_compiling() or type(maker) not in (nn.Linear, nn.Conv2d):
+        return False
+    return not (maker._forward_hooks or nn.modules.module._global_forward_hooks)
 
 
 class MLP(nn.Module):

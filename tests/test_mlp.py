@@ -7,7 +7,7 @@ import hypothesis.strategies as st
 import pytest
 import torch
 from hypothesis import given
-from torch import Tensor
+from torch import Tensor, nn
 
 from latelier.blocks import MLP
 
@@ -82,3 +82,24 @@ def test_an_mlp_is_born_within_the_bounds_of_xavier(activation: Any) -> None:
 
 def test_an_mlp_has_at_least_one_hidden_channel() -> None:
     assert MLP(4, 0)(torch.randn(1, 2, 4)).shape == (1, 2, 4)
+
+
+@pytest.mark.parametrize("activation", ["gelu", "silu", "relu"])
+def test_only_memory_that_nobody_else_holds_is_written_over(activation: Any) -> None:
+    mlp, x = MLP(6, 6, activation=activation), torch.randn(2, 3, 6)
+    before, seen = x.clone(), []
+
+    def see(module: nn.Module, args: Any, out: Tensor) -> None:
+        if module is mlp.up:
+            seen.append((out, out.clone()))
+
+    with torch.no_grad():
+        for register in (mlp.up.register_forward_hook, nn.modules.module.register_module_forward_hook):
+            hook = register(see)
+            mlp(x)
+            hook.remove()
+        mlp.up = nn.Identity()
+        mlp(x)
+    assert torch.equal(x, before)
+    assert len(seen) == 2
+    assert all(torch.equal(out, as_given) for out, as_given in seen)
