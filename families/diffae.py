@@ -319,7 +319,7 @@ class DinacAE(DiffAE):
 
     def _read(self, latents: Latent, where: str, dtype: torch.dtype | None) -> TeacherOutput:
         self._check_space(latents, where)
-        if latents.ndim != 4 or latents.shape[1] != self.latent_channels:
+        if latents.ndim != 4 or latents.shape[1] != self.latent_channels or 0 in latents.shape[2:]:
             raise ValueError(f"{where}: takes latents [b, {self.latent_channels}, h, w], got {list(latents.shape)}")
         with self.autocast(dtype):
             read = self.token_head(self.dewhiten(latents.float()))

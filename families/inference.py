@@ -1,5 +1,6 @@
 """How the diffusion autoencoders decode."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -33,5 +34,7 @@ class InferenceConfig:
         for name, known in (("sampler", SAMPLERS), ("schedule", GRIDS)):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name}: takes {' or '.join(map(repr, known))}, got {getattr(self, name)!r}")
+        if not math.isfinite(self.pdg_strength):
+            raise ValueError(f"pdg_strength: must be finite, got {self.pdg_strength}")
         if not 0 < self.strength <= 1:
             raise ValueError(f"strength: must be in (0, 1], got {self.strength}")

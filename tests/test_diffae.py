@@ -314,6 +314,7 @@ def refusal(function: Any, *args: Any, **kwargs: Any) -> str:
         ({"num_steps": 0}, "num_steps: counts decoder evaluations and must be at least 1, got 0"),
         ({"sampler": "euler"}, "sampler: takes 'ddim' or 'dpmpp_2m', got 'euler'"),
         ({"schedule": "karras"}, "schedule: takes 'linear' or 'cosine', got 'karras'"),
+        ({"pdg_strength": float("nan")}, "pdg_strength: must be finite, got nan"),
         ({"strength": 0.0}, "strength: must be in (0, 1], got 0.0"),
         ({"strength": 1.5}, "strength: must be in (0, 1], got 1.5"),
     ],

@@ -151,7 +151,7 @@ def test_the_class_is_computed_in_bfloat16_and_the_features_in_the_models_dtype(
 
 @pytest.mark.usefixtures("as_users_run_it")
 @pytest.mark.parametrize("read", ["predict_class", "predict_features"])
-@pytest.mark.parametrize("shape", [(2, 5, 4, 4), (6, 4, 4)])
+@pytest.mark.parametrize("shape", [(2, 5, 4, 4), (6, 4, 4), (2, 6, 0, 4)])
 def test_reading_refuses_latents_of_another_shape(read: str, shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError) as caught:
         getattr(awake(SMALL), read)(torch.zeros(shape))
