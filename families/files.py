@@ -252,6 +252,9 @@ def assign(
         broken = [called[name] for name, value in ready.items() if not value.isfinite().all()]
         if broken:
             problems = [f"holds values that are not finite in {_listed(broken)}"]
+        negative = [called[name] for name, value in ready.items() if name.endswith("running_var") and (value < 0).any()]
+        if negative:
+            problems.append(f"holds negative variances in {_listed(negative)}")
     if problems:
         rest = [f"and {len(problems) - 3} more"] if len(problems) > 3 else []
         raise CheckpointError(f"{where}: {'; '.join(problems[:3] + rest)}")

@@ -383,6 +383,10 @@ def published_tensors(model: DiffAE) -> Tensors:
             tensors[alias] = tensors[theirs].clone()
     for theirs, blocks in _period_names(depth).items():
         tables = [tensors.pop(ours) for ours in blocks]
+        if not all(torch.equal(table, tables[0]) for table in tables):
+            raise PartError(
+                "model", f"blocks of its encoder differ in RoPE periods, where the layout has one {theirs!r}"
+            )
         tensors[theirs] = tables[0]
     return tensors
 

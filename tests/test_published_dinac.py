@@ -249,6 +249,10 @@ def broken(tensors: dict[str, Tensor]) -> None:
     tensors[ALIAS][3, 5] = torch.nan
 
 
+def negative(tensors: dict[str, Tensor]) -> None:
+    tensors["latent_norm_running_var"][1] = -0.5
+
+
 def deeper(tensors: dict[str, Tensor]) -> None:
     tensors["encoder.blocks.2.mlp.up.weight"] = tensors["encoder.blocks.1.mlp.up.weight"].clone()
 
@@ -267,6 +271,7 @@ def deeper(tensors: dict[str, Tensor]) -> None:
             f"has '{HEAD}.class_readout.attn_core.q_norm_heads._impl.weight' of shape [63] where the model has [64]",
         ),
         (broken, f"holds values that are not finite in tensor {QKV!r}"),
+        (negative, "holds negative variances in tensor 'latent_norm_running_var'"),
         (deeper, "has tensor 'encoder.blocks.2.mlp.up.weight' that the model has not"),
     ],
 )
@@ -313,6 +318,17 @@ def test_a_config_of_dinac_beside_other_tensors_says_what_is_lacking(tmp_path: P
     tensors = {name: value for name, value in published_tensors(model()).items() if not name.startswith(HEAD)}
     message = refusal(publish(tmp_path, tensors), CheckpointError)
     assert message.startswith(f"{tmp_path / 'model.safetensors'}: lacks tensors '{HEAD}._axial_rope2d.periods', ")
+
+
+def test_blocks_of_different_periods_are_not_exported(tmp_path: Path) -> None:
+    ours = model()
+    ours.get_buffer("encoder.blocks.1.attn.rope.periods").mul_(2)
+    with pytest.raises(PartError) as caught:
+        ours.export_published(tmp_path / "made")
+    assert str(caught.value) == (
+        "model: blocks of its encoder differ in RoPE periods, where the layout has one 'encoder.rope.periods'"
+    )
+    assert not (tmp_path / "made").exists()
 
 
 # --- what the published layout cannot say -----------------------------------------------------------------------------
