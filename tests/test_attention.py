@@ -253,7 +253,7 @@ def test_a_wheel_of_another_cuda_counts_as_missing(monkeypatch: pytest.MonkeyPat
     def load(name: str) -> ModuleType:
         raise OSError(f"{name}.so: undefined symbol")
 
-    monkeypatch.setattr(attention.importlib, "import_module", load)
+    monkeypatch.setattr("importlib.import_module", load)
     assert message_of(ImportError, use_attention("xformers").__enter__) == (
         "use_attention: 'xformers' cannot run here: it needs the package xformers, pip install "
         '"latelier[xformers]" (mslk.attention.fmha: mslk.attention.fmha.so: undefined symbol; '

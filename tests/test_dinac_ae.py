@@ -24,7 +24,6 @@ from latelier.blocks import (
 )
 from latelier.families import (
     CheckpointError,
-    DiffAE,
     DiffAEConfig,
     DinacAE,
     DinacAEConfig,
@@ -106,7 +105,7 @@ def test_an_empty_batch_gives_empty_batches_and_the_smallest_image_one_token(con
     latents = model.encode(images(2, 4, 4))
     assert latents.shape == (2, 6, 1, 1)
     assert model.decode(latents, 4, 4).isfinite().all()
-    if config is not RELATIVE:
+    if isinstance(config, DinacAEConfig):
         assert model.predict_class(latents[:0]).shape == (0, config.token_head.features)
         assert model.predict_features(latents).grid == (1, 1)
 
@@ -305,7 +304,7 @@ def test_the_readme_names_every_island() -> None:
 # --- latents of another space ---------------------------------------------------------------------------------------
 
 
-def refusals(model: DiffAE, latents: Tensor) -> Iterator[tuple[str, str]]:
+def refusals(model: Any, latents: Tensor) -> Iterator[tuple[str, str]]:
     for name, call in {
         "decode": lambda: model.decode(latents, 16, 24),
         "predict_class": lambda: model.predict_class(latents),

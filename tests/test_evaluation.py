@@ -304,7 +304,7 @@ def test_a_token_head_is_compared_with_the_teachers_class_beside_its_mean() -> N
         decoder=SkipDecoderConfig(start=1, middle=0, end=1, rank=2),
         token_head=DINOTokenHeadConfig(features=36, width=16, head_width=8),
     )
-    model = config.build()
+    model: Any = config.build()
     alignment = evaluate(model, HELD_OUT, training=TRAINING, teacher=teacher)["alignment"]
     describe, protocol = teacher.build(), ArchetypePSNRConfig()
 

@@ -120,7 +120,9 @@ def test_the_teacher_changes_with_the_width_of_its_head() -> None:
 
 
 def test_dinac_ae_is_semdisdiffae_with_these_differences() -> None:
-    ours, theirs = dinac_ae(), semdisdiffae(teacher=dinac_ae().teacher)
+    ours = dinac_ae()
+    assert ours.teacher is not None
+    theirs = semdisdiffae(teacher=ours.teacher)
     assert [line.partition(":")[0] for line in changed(ours, theirs)] == [
         "recipe.name",
         "recipe.model",
