@@ -2,9 +2,10 @@
 
 from .diffae import DiffAE, DiffAEConfig, DinacAE, DinacAEConfig, SemDisDiffAE
 from .files import CheckpointError, load_folder, read_tensors, save_folder, write_atomically, write_tensors
+from .flat import FlatDiffAE, FlatDinacAE
 from .images import ImageReadError, image_size, open_image
 from .inference import InferenceConfig
-from .published import FlatDiffAE, FlatDinacAE, export_published, published_tensors
+from .published import export_published, published_tensors
 from .streams import read_stream, write_stream
 
 __all__ = [
