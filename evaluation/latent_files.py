@@ -167,7 +167,7 @@ class _Latents:
         self.spec = self._read_spec()
         model.latent_spec.check(self.spec, where=str(path))
         sizes = self._read_sizes()
-        self.entries = {name: self._entry(name, sizes.get(name)) for name in file.keys()}  # noqa: SIM118
+        self.entries = {name: self._entry(name, sizes.get(name)) for name in list(file.keys())}
         if not self.entries:
             raise ValueError(f"{path}: holds no latents")
 

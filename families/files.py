@@ -104,7 +104,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         with safe_open(path, framework="pt") as file:
             # Copies: the file is mapped, and a process that uses it dies when somebody rewrites it in place.
-            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+            tensors = {name: file.get_tensor(name).clone() for name in list(file.keys())}
             return tensors, dict(file.metadata() or {})
     except SafetensorError as error:
         raise CheckpointError(f"{path}: is no whole safetensors file ({error}); copy or download it again") from None

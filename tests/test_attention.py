@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from types import ModuleType
+from typing import Any
 
 import hypothesis.strategies as st
 import pytest
@@ -36,7 +37,8 @@ def inputs(
     dtype: torch.dtype = torch.float32,
     device: str = "cpu",
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return tuple(torch.randn(b, g, length, d).to(device, dtype) for length in (n, m, m))  # type: ignore[return-value]
+    q, k, v = (torch.randn(b, g, length, d).to(device, dtype) for length in (n, m, m))
+    return q, k, v
 
 
 def here(*, learning: bool) -> list[tuple[str, str, torch.dtype]]:
@@ -99,8 +101,8 @@ def fake_xformers(monkeypatch: pytest.MonkeyPatch, no_xformers: None) -> list[tu
         scores = torch.einsum("bngd,bmgd->bgnm", query, key) / query.shape[-1] ** 0.5
         return torch.einsum("bgnm,bmgd->bngd", scores.softmax(dim=-1), value)
 
-    module = ModuleType("xformers.ops")
-    module.memory_efficient_attention = memory_efficient_attention  # type: ignore[attr-defined]
+    module: Any = ModuleType("xformers.ops")
+    module.memory_efficient_attention = memory_efficient_attention
     monkeypatch.setitem(sys.modules, "xformers.ops", module)
     return shapes
 
@@ -333,8 +335,8 @@ def test_the_operator_of_xformers_is_given_tokens_before_heads(fake_xformers: li
 def test_mslk_is_taken_before_xformers(
     monkeypatch: pytest.MonkeyPatch, fake_xformers: list[tuple[int, ...]], no_xformers: None
 ) -> None:
-    module = ModuleType("mslk.attention.fmha")
-    module.memory_efficient_attention = lambda q, k, v: torch.zeros_like(q)  # type: ignore[attr-defined]
+    module: Any = ModuleType("mslk.attention.fmha")
+    module.memory_efficient_attention = lambda q, k, v: torch.zeros_like(q)
     monkeypatch.setitem(sys.modules, "mslk.attention.fmha", module)
     assert not BACKENDS["xformers"](*inputs()).any()
     assert not fake_xformers

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import random
+from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
 
@@ -149,9 +150,9 @@ def test_a_native_crop_reduces_within_its_range_and_enlarges_what_is_too_small(s
         ),
     ],
 )
-def test_settings_that_make_no_crop_are_refused(make: object, said: str) -> None:
+def test_settings_that_make_no_crop_are_refused(make: Callable[[], object], said: str) -> None:
     with pytest.raises(PartError) as caught:
-        make()  # type: ignore[operator]
+        make()
     assert str(caught.value) == f"config.{said}"
 
 

@@ -2,6 +2,7 @@
 
 import importlib.util
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 
 import PIL.Image
@@ -25,9 +26,9 @@ def fill(folder: Path, *names: str, size: tuple[int, int] = (12, 8)) -> Path:
     return folder
 
 
-def message(call: object) -> str:
+def message(call: Callable[[], object]) -> str:
     with pytest.raises(PartError) as caught:
-        call()  # type: ignore[operator]
+        call()
     return str(caught.value)
 
 

@@ -1,5 +1,7 @@
 """Alignment heads: laws over all that are declared, then the plain parts of the noisy-latent head."""
 
+from typing import Any
+
 import hypothesis.strategies as st
 import pytest
 import torch
@@ -92,7 +94,7 @@ def test_a_head_of_the_teachers_width_has_no_projection_after_its_blocks() -> No
         ({"depth": -1}, "config.depth: must not be negative, got -1"),
     ],
 )
-def test_settings_of_the_head_are_checked(values: dict[str, int], message: str) -> None:
+def test_settings_of_the_head_are_checked(values: dict[str, Any], message: str) -> None:
     with pytest.raises(PartError) as error:
-        NoisyLatentHeadConfig(**values)  # type: ignore[arg-type]
+        NoisyLatentHeadConfig(**values)
     assert str(error.value) == message
