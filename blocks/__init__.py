@@ -4,6 +4,16 @@ if __name__ != "latelier.blocks":  # Python was started inside the checkout and 
     raise ImportError("import latelier.blocks, not blocks")
 
 from .attention import BACKENDS, attend, use_attention, why_not
+from .backbones import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Backbone,
+    Hidden,
+    NetworkTeacher,
+    NetworkTeacherConfig,
+    last_layers,
+    weights_hash,
+)
 from .corruption import RandomTokenLogSNRConfig
 from .dit import DiTBlock, DiTBlockConfig, RoPEAttention, SandwichDiTBlock
 from .draws import Draws, address, cpu_normal
@@ -11,6 +21,7 @@ from .fcdm import FCDMBlock, FCDMBlockConfig
 from .flux2 import Flux2Latents, Flux2LatentsConfig
 from .frechet import FeatureQueue, FrechetLoss, Moments, frechet_distance, moments
 from .heads import DINOTokenHead, DINOTokenHeadConfig, NoisyLatentHead, NoisyLatentHeadConfig
+from .hog import HOG, HOGConfig
 from .latent_norm import NoNormConfig, WhiteningConfig, dewhiten, whiten
 from .latent_space import LatentSpec, fingerprint, mark, spec_of
 from .losses import (
@@ -29,6 +40,14 @@ from .patch import Patchify, Unpatchify, patchify, unpatchify
 from .posterior import EncoderPosterior, PointPosteriorConfig, VPPosteriorConfig, alpha_sigma
 from .precision import Float32Buffers, Float32Islands
 from .registry import Part, PartError, decode, differences, discover, encode, override, part, parts
+from .resize import (
+    FixedResizeConfig,
+    NearestResizeConfig,
+    NoResizeConfig,
+    ResizeConfig,
+    SizeError,
+    StrideResizeConfig,
+)
 from .rope import AxialRoPE, rope_angles, rope_periods, rotate
 from .samplers import GRIDS, SAMPLERS, cosine_grid, ddim, dpmpp_2m, linear_grid, path_drop_guidance
 from .sequence import SequenceBlock, SequenceBlockConfig
@@ -57,8 +76,11 @@ from .slots import (
     TokenHeadConfig,
 )
 from .stack import SkipDecoder, SkipDecoderConfig, StackEncoder, StackEncoderConfig
-from .teachers import HOG, HOGConfig
+from .standardise import ChannelZScoreConfig, SpatialZScoreConfig, StandardiseConfig
+from .teacher_spec import TeacherSpec
+from .teachers import Teacher
 from .time import TimeEmbedding, sinusoids
+from .tiny_vit import TinyViT, TinyViTConfig
 from .vp import (
     Beta22TimesConfig,
     UniformTimesConfig,
@@ -73,13 +95,17 @@ __all__ = [
     "GRIDS",
     "GRN",
     "HOG",
+    "IMAGENET_MEAN",
+    "IMAGENET_STD",
     "MLP",
     "SAMPLERS",
     "AdaLN",
     "AxialRoPE",
+    "Backbone",
     "Beta22TimesConfig",
     "BlockConfig",
     "ChannelRMSNorm",
+    "ChannelZScoreConfig",
     "CorruptionConfig",
     "DINOTokenHead",
     "DINOTokenHeadConfig",
@@ -94,6 +120,7 @@ __all__ = [
     "FCDMBlockConfig",
     "FamilyConfig",
     "FeatureQueue",
+    "FixedResizeConfig",
     "Float32Buffers",
     "Float32Islands",
     "Flux2Latents",
@@ -101,12 +128,17 @@ __all__ = [
     "FrechetLoss",
     "HOGConfig",
     "HeadConfig",
+    "Hidden",
     "ImageSource",
     "LatentNormConfig",
     "LatentSpec",
     "LowRankDelta",
     "Moments",
+    "NearestResizeConfig",
+    "NetworkTeacher",
+    "NetworkTeacherConfig",
     "NoNormConfig",
+    "NoResizeConfig",
     "NoisyLatentHead",
     "NoisyLatentHeadConfig",
     "ObjectiveConfig",
@@ -122,20 +154,29 @@ __all__ = [
     "RMSNorm",
     "RandomTokenLogSNRConfig",
     "RateConfig",
+    "ResizeConfig",
     "RoPEAttention",
     "SandwichDiTBlock",
     "ScheduleConfig",
     "SequenceBlock",
     "SequenceBlockConfig",
+    "SizeError",
     "SkipDecoder",
     "SkipDecoderConfig",
+    "SpatialZScoreConfig",
     "StackEncoder",
     "StackEncoderConfig",
+    "StandardiseConfig",
     "StepState",
+    "StrideResizeConfig",
+    "Teacher",
     "TeacherConfig",
     "TeacherOutput",
+    "TeacherSpec",
     "TimeEmbedding",
     "TimesConfig",
+    "TinyViT",
+    "TinyViTConfig",
     "TokenHeadConfig",
     "UniformTimesConfig",
     "Unpatchify",
@@ -160,6 +201,7 @@ __all__ = [
     "fingerprint",
     "frechet_distance",
     "inverse_variance",
+    "last_layers",
     "latent_energy",
     "latent_scale",
     "linear_grid",
@@ -183,6 +225,7 @@ __all__ = [
     "use_attention",
     "variance_expansion",
     "weighted_square_error",
+    "weights_hash",
     "whiten",
     "why_not",
 ]

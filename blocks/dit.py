@@ -135,6 +135,7 @@ class DiTBlockConfig(BlockConfig):
 
     modulations = 6
     global_context = True
+    shorthand = "head_width"
 
     def __post_init__(self) -> None:
         if self.head_width < 4 or self.head_width % 4:

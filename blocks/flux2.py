@@ -4,30 +4,42 @@ z = (mode patchified 2x2, ordered c·4 + i·2 + j, minus running mean) / sqrt(ru
 FLUX.2's transformer works, 128 channels at stride 16. The arithmetic after the encoder is float32.
 """
 
+from importlib.metadata import version
 from typing import Any
 
-import torch
-from torch import nn
-
+from .backbones import weights_hash
 from .latent_norm import whiten
 from .patch import patchify
 from .registry import part
+from .resize import SizeError
 from .shapes import Image
 from .slots import TeacherConfig, TeacherOutput
+from .teacher_spec import TeacherSpec
+from .teachers import Teacher
 
 
-class Flux2Latents(nn.Module):
+class Flux2Latents(Teacher):
     """Normalised FLUX.2 latents ``[b, h*w, 128]`` of images in [0, 1] whose sides divide by 16."""
 
     def __init__(self, vae: Any) -> None:
-        super().__init__()
+        super().__init__("teacher/flux2_latents")
         self.vae = vae.eval().requires_grad_(False)
+        self.spec = TeacherSpec(
+            library="diffusers",
+            version=version("diffusers"),
+            model="AutoencoderKLFlux2, normalised patchified mode",
+            weights=weights_hash(self.vae.state_dict()),
+            licence="of the weights: see black-forest-labs/FLUX.2-dev",
+            mean=(0.5, 0.5, 0.5),
+            std=(0.5, 0.5, 0.5),
+            patch=16,
+            features=128,
+        )
 
-    @torch.no_grad()
-    def forward(self, images: Image) -> TeacherOutput:
+    def describe(self, images: Image) -> TeacherOutput:
         height, width = images.shape[2:]
         if height % 16 or width % 16:
-            raise ValueError(f"teacher/flux2_latents: image sides must be divisible by 16, got {height}x{width}")
+            raise SizeError(f"image sides must be divisible by 16, got {height}x{width}")
         mode = self.vae.encode(2 * images - 1, return_dict=False)[0].mode()
         bn = self.vae.bn
         z = whiten(patchify(mode.float(), 2), bn.running_mean, bn.running_var, eps=self.vae.config.batch_norm_eps)

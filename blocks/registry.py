@@ -42,10 +42,14 @@ class PartError(ValueError):
 
 
 class Part:
-    """Base of all configs. ``slot`` names the swap point, ``kind`` is ``slot/name``; both are set on classes."""
+    """Base of all configs. ``slot`` names the swap point, ``kind`` is ``slot/name``; both are set on classes.
+
+    ``shorthand`` is the field that the text behind a colon sets in a short form: ``dinov3:vits16``.
+    """
 
     slot: ClassVar[str] = ""
     kind: ClassVar[str] = ""
+    shorthand: ClassVar[str] = ""
     __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
 
     @property
@@ -161,8 +165,8 @@ def decode(value: Any, slot: type[P] = Part, *, where: str = "config") -> P:
 
 
 def _decode_part(value: Any, slot: type[P], where: str) -> P:
-    if isinstance(value, str):  # short form, as in --set encoder.block=fcdm: a part with its defaults
-        value = {"kind": value if "/" in value or not slot.slot else f"{slot.slot}/{value}"}
+    if isinstance(value, str):
+        value = _short_form(value, slot, where)
     if not isinstance(value, Mapping):
         raise PartError(where, f"takes {_describe(slot)}, got {value!r}")
     if "kind" not in value:
@@ -182,6 +186,22 @@ def _decode_part(value: Any, slot: type[P], where: str) -> P:
         return cls(**ready)
     except PartError as error:
         raise PartError(where + error.where.removeprefix("config"), error.what) from None
+
+
+def _short_form(text: str, slot: type[P], where: str) -> dict[str, Any]:
+    """A part with its defaults, as in --set encoder.block=fcdm, or with its one telling field, as in dinov3:vits16."""
+    name, colon, setting = text.partition(":")
+    kind = name if "/" in name or not slot.slot else f"{slot.slot}/{name}"
+    if not colon:
+        return {"kind": kind}
+    cls = _find(kind, slot, where)
+    if not cls.shorthand:
+        raise PartError(where, f"{cls.kind!r} takes nothing behind a colon, got {text!r}; write its fields as JSON")
+    try:
+        value = json.loads(setting)
+    except json.JSONDecodeError:
+        value = setting
+    return {"kind": cls.kind, cls.shorthand: value}
 
 
 def _find(kind: Any, slot: type[P], where: str) -> type[P]:

@@ -19,6 +19,7 @@ from .shapes import Image, Latent, Map, Times
 if TYPE_CHECKING:
     from .draws import Draws
     from .posterior import EncoderPosterior
+    from .teachers import Teacher
     from .vp import VPSchedule
 
 
@@ -153,9 +154,17 @@ class TeacherConfig(Part, ABC):
     def features(self) -> int:
         """Width of a token."""
 
+    def for_stride(self, stride: int) -> "TeacherConfig":
+        """The same teacher, placed so that a token stands for ``stride`` pixels of the image a side.
+
+        Recipes place their teachers on the grid of their latents with it. A teacher whose grid cannot be chosen, or
+        has been chosen already, gives itself.
+        """
+        return self
+
     @abstractmethod
-    def build(self) -> nn.Module:
-        """Build ``forward(images: Image) -> TeacherOutput``, without gradients."""
+    def build(self) -> "Teacher":
+        """Build the frozen module ``forward(images: Image) -> TeacherOutput``."""
 
 
 class TokenHeadConfig(Part, ABC):

@@ -1,118 +1,70 @@
 """Frozen teachers behind one protocol: images in [0, 1] in, :class:`TeacherOutput` out.
 
-The teacher here is a fixed function: histograms of oriented gradients (Dalal & Triggs, CVPR 2005), one descriptor a
-patch. Per pixel the gradient is I(x+1) - I(x-1) and I(y+1) - I(y-1), taken from the colour channel where it is longest
-(sec. 6.2). Its length votes, split linearly between the two nearest of K unsigned orientations (k + 1/2)·180°/K
-(sec. 6.3), into the histogram of its cell, a mean over pixels. The cells of a patch form the block that is normalised
-by L2-Hys: v/sqrt(|v|² + eps²), clipped at 0.2, and normalised again (sec. 6.4).
+A :class:`Teacher` owns everything between a picture and a token: resize, normalisation, position table, choice of
+layers, final norm, what becomes of class and register tokens. Its :class:`TeacherSpec` says what it does. Callers
+give images in [0, 1], never normalised ones, which are refused.
 
-Blocks do not overlap and votes stay in their cell, so that a token depends on its own patch and a rim of one pixel.
+``hog.py`` has a fixed function, ``backbones.py`` what networks have in common, ``tiny_vit.py`` a small one of our own.
 """
 
-import math
+from abc import ABC, abstractmethod
+from contextlib import nullcontext
 
 import torch
-import torch.nn.functional as F
-from einops import rearrange, reduce
-from jaxtyping import Float
-from torch import Tensor, nn
+from torch import nn
 
-from .registry import part
+from .precision import without_autocast
+from .resize import SizeError
 from .shapes import Image
-from .slots import TeacherConfig, TeacherOutput
+from .slots import TeacherOutput
+from .teacher_spec import TeacherSpec
 
-EPSILON = 1e-5
 RANGE_SLACK = 1e-3
 """How far beyond [0, 1] rounding may carry an image."""
 
 
-def gradients(images: Float[Tensor, "b c H W"]) -> tuple[Float[Tensor, "b H W"], Float[Tensor, "b H W"]]:
-    """Centred differences along columns and rows, from the channel where they are longest; edges are repeated."""
-    padded = F.pad(images, (1, 1, 1, 1), mode="replicate")
-    across = padded[:, :, 1:-1, 2:] - padded[:, :, 1:-1, :-2]
-    down = padded[:, :, 2:, 1:-1] - padded[:, :, :-2, 1:-1]
-    longest = (across.square() + down.square()).argmax(dim=1, keepdim=True)
-    return across.gather(1, longest).squeeze(1), down.gather(1, longest).squeeze(1)
+class Teacher(nn.Module, ABC):
+    """Base of all teachers: checks images, stays in evaluation, gives no gradient to its weights."""
 
+    spec: TeacherSpec
 
-def orientation_votes(
-    across: Float[Tensor, "b H W"], down: Float[Tensor, "b H W"], orientations: int
-) -> Float[Tensor, "b k H W"]:
-    """The length of each gradient, split between the two orientations nearest to its own."""
-    angle = torch.atan2(down, across) / math.pi * orientations - 0.5
-    bins = torch.arange(orientations, device=angle.device)[:, None, None]
-    distance = (angle[:, None] - bins + orientations / 2) % orientations - orientations / 2
-    return torch.hypot(across, down)[:, None] * (1 - distance.abs()).clamp_min(0)
-
-
-class HOG(nn.Module):
-    """Histograms of oriented gradients, one token of ``cells² · orientations`` numbers a patch; no weights.
-
-    A token holds the cells of its patch in row-major order, ``orientations`` numbers each. The size of an image must
-    be divisible by the patch: tokens are never resampled. ``cls`` is the mean of the tokens.
-    """
-
-    def __init__(self, *, patch: int, cells: int, orientations: int, clip: float) -> None:
+    def __init__(self, name: str) -> None:
+        """``name`` is what messages call it."""
         super().__init__()
-        self.patch, self.cells, self.orientations, self.clip = patch, cells, orientations, clip
+        self.name = name
+        self.eval()
 
-    def extra_repr(self) -> str:
-        return f"patch={self.patch}, cells={self.cells}, orientations={self.orientations}, clip={self.clip}"
+    def train(self, mode: bool = True) -> "Teacher":
+        """A teacher is always in evaluation: DINOv3, for one, jitters its positions in training."""
+        return super().train(False)
 
-    @torch.no_grad()
-    def forward(self, images: Image) -> TeacherOutput:
-        """Describe in float32, whatever the images' dtype; raises ``ValueError`` for a wrong range or size."""
-        self._check(images)
-        votes = orientation_votes(*gradients(images.float()), self.orientations)
-        side = self.patch // self.cells
-        cells = reduce(votes, "b k (h y) (w x) -> b k h w", "mean", y=side, x=side)
-        tokens = rearrange(cells, "b k (h y) (w x) -> b (h w) (y x k)", y=self.cells, x=self.cells)
-        tokens = _normalised(_normalised(tokens).clamp_max(self.clip))
-        grid = (images.shape[2] // self.patch, images.shape[3] // self.patch)
-        return TeacherOutput(patches=tokens, grid=grid, cls=tokens.mean(dim=1))
+    def forward(self, images: Image, *, differentiable: bool = False) -> TeacherOutput:
+        """Describe images in [0, 1], ``[b, 3, H, W]``; all tokens are float32.
 
-    def _check(self, images: Image) -> None:
-        height, width = images.shape[2:]
-        if height % self.patch or width % self.patch or not (height and width):
-            fit = f"{max(height // self.patch, 1) * self.patch}x{max(width // self.patch, 1) * self.patch}"
-            raise ValueError(f"HOG: takes sizes divisible by {self.patch}, got {height}x{width}; {fit} would do")
-        low, high = (x.item() for x in images.aminmax())
+        ``differentiable`` gives gradients to the images, for losses in feature space; weights never have any.
+
+        Raises:
+            ValueError: values out of range, or a size that the teacher does not take.
+        """
+        self._check_range(images)
+        try:
+            with nullcontext() if differentiable else torch.no_grad(), without_autocast(images.device):
+                return self.describe(images.float())
+        except SizeError as error:
+            raise ValueError(f"{self.name}: {error}") from None
+
+    @abstractmethod
+    def describe(self, images: Image) -> TeacherOutput:
+        """Tokens of checked float32 images; a size that does not fit is a :class:`SizeError`."""
+
+    def _check_range(self, images: Image) -> None:
+        if not images.is_floating_point():
+            raise ValueError(f"{self.name}: takes images in [0, 1], got {images.dtype}; map bytes with x / 255")
+        if not images.numel():
+            return
+        low, high = (x.item() for x in images.detach().aminmax())
         if not (low >= -RANGE_SLACK and high <= 1 + RANGE_SLACK):
             raise ValueError(
-                f"HOG: takes images in [0, 1], got values from {low:.4g} to {high:.4g}; map them with (x + 1) / 2"
+                f"{self.name}: takes images in [0, 1], got values from {low:.4g} to {high:.4g}; "
+                "map them with (x + 1) / 2"
             )
-
-
-def _normalised(tokens: Float[Tensor, "b n f"]) -> Float[Tensor, "b n f"]:
-    return tokens / (tokens.square().sum(dim=-1, keepdim=True) + EPSILON**2).sqrt()
-
-
-@part("teacher/hog")
-class HOGConfig(TeacherConfig):
-    """Histograms of oriented gradients, a token a patch, without weights.
-
-    Attributes:
-        cells: a side, in a patch of ``patch`` pixels.
-        orientations: bins of half a turn.
-        clip: of a normalised value, before the second normalisation.
-    """
-
-    patch: int = 16
-    cells: int = 2
-    orientations: int = 9
-    clip: float = 0.2
-
-    def __post_init__(self) -> None:
-        if self.patch < 1 or self.cells < 1 or self.patch % self.cells:
-            raise ValueError(f"cells: must divide the patch of {self.patch} pixels, got {self.cells}")
-        if self.orientations < 2:
-            raise ValueError(f"orientations: must be at least 2, got {self.orientations}")
-        if not self.clip > 0:
-            raise ValueError(f"clip: must be positive, got {self.clip}")
-
-    @property
-    def features(self) -> int:
-        return self.cells**2 * self.orientations
-
-    def build(self) -> HOG:
-        return HOG(patch=self.patch, cells=self.cells, orientations=self.orientations, clip=self.clip)

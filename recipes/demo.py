@@ -7,7 +7,7 @@ from ..blocks.dit import DiTBlockConfig
 from ..blocks.fcdm import FCDMBlockConfig
 from ..blocks.slots import BlockConfig, DataConfig, TeacherConfig
 from ..blocks.stack import SkipDecoderConfig, StackEncoderConfig
-from ..blocks.teachers import HOGConfig
+from ..blocks.hog import HOGConfig
 from ..blocks.vp import WithPureNoiseConfig
 from ..evaluation.protocols import ArchetypePSNRConfig
 from ..evaluation.robustness import TokenRobustnessConfig

@@ -15,7 +15,7 @@ from ..blocks.dit import DiTBlockConfig
 from ..blocks.heads import DINOTokenHeadConfig
 from ..blocks.slots import DataConfig, EncoderConfig, ObjectiveConfig, TeacherConfig
 from ..blocks.stack import StackEncoderConfig
-from ..blocks.teachers import HOGConfig
+from ..blocks.hog import HOGConfig
 from ..evaluation.robustness import TokenRobustnessConfig
 from ..families.diffae import DinacAEConfig
 from ..training.alignment import ClassAlignmentConfig, PatchAlignmentConfig

@@ -16,7 +16,7 @@ from ..blocks.heads import NoisyLatentHeadConfig
 from ..blocks.latent_norm import NoNormConfig
 from ..blocks.slots import BlockConfig, DataConfig, EncoderConfig, ObjectiveConfig, TeacherConfig
 from ..blocks.stack import SkipDecoderConfig, StackEncoderConfig
-from ..blocks.teachers import HOGConfig
+from ..blocks.hog import HOGConfig
 from ..evaluation.protocols import ArchetypePSNRConfig
 from ..families.diffae import DiffAEConfig
 from ..training.objectives import (
