@@ -1,13 +1,15 @@
 """Recipes that train on a laptop CPU in minutes, with nothing to download."""
 
 from dataclasses import replace
+from typing import TypeVar
 
 from ..blocks.corruption import RandomTokenLogSNRConfig
 from ..blocks.dit import DiTBlockConfig
 from ..blocks.fcdm import FCDMBlockConfig
-from ..blocks.slots import BlockConfig, DataConfig, TeacherConfig
-from ..blocks.stack import SkipDecoderConfig, StackEncoderConfig
 from ..blocks.hog import HOGConfig
+from ..blocks.registry import Part, fields
+from ..blocks.slots import BlockConfig, DataConfig, EncoderConfig, TeacherConfig
+from ..blocks.stack import SkipDecoderConfig, StackEncoderConfig
 from ..blocks.vp import WithPureNoiseConfig
 from ..evaluation.protocols import ArchetypePSNRConfig
 from ..evaluation.robustness import TokenRobustnessConfig
@@ -22,20 +24,31 @@ from .dinac_ae import OBJECTIVE as DINAC_OBJECTIVE
 from .dinac_ae import token_head
 from .semdisdiffae import alignment
 
+PATCH, WIDTH, LATENT = 8, 96, 32
+
+P = TypeVar("P", bound=Part)
+
 
 def semdisdiffae(
     *,
     block: BlockConfig = FCDMBlockConfig(),
+    encoder: EncoderConfig | None = None,
     teacher: TeacherConfig = HOGConfig(patch=8),
     data: DataConfig = PhotographsConfig(),
     steps: int = 1200,
 ) -> Recipe:
-    """A small SemDisDiffAE (patch 8, 32 channels, width 96) on photographs; ``make demo`` trains it."""
+    """A small SemDisDiffAE (patch 8, 32 channels, width 96) on photographs; ``make demo`` trains it.
+
+    ``block`` fills encoder and decoder; ``encoder`` replaces the encoder alone. Heads of attention that do not divide
+    the width become narrower, and the teacher is placed on the grid of the latents.
+    """
+    teacher = teacher.for_stride(PATCH)
+    block = with_fitting_heads(block)
     model = DiffAEConfig(
-        patch=8,
-        width=96,
-        latent=32,
-        encoder=StackEncoderConfig(block=block, depth=1),
+        patch=PATCH,
+        width=WIDTH,
+        latent=LATENT,
+        encoder=with_fitting_heads(encoder or StackEncoderConfig(block=block, depth=1)),
         decoder=SkipDecoderConfig(block=block, start=1, middle=1, end=1, rank=16),
     )
     stage = StageConfig(
@@ -66,17 +79,37 @@ def semdisdiffae(
     )
 
 
+def with_fitting_heads(part: P) -> P:
+    """The part, in which transformer blocks whose heads do not divide the demos' width have the next narrower ones."""
+    if isinstance(part, DiTBlockConfig):
+        heads = (wide for wide in range(min(part.head_width, WIDTH), 0, -4) if WIDTH % wide == 0)
+        return replace(part, head_width=next(heads))
+    inside = {name: getattr(part, name) for name in fields(part)}
+    parts = {name: with_fitting_heads(value) for name, value in inside.items() if isinstance(value, Part)}
+    several = {
+        name: tuple(with_fitting_heads(item) for item in value)
+        for name, value in inside.items()
+        if isinstance(value, tuple) and value and all(isinstance(item, Part) for item in value)
+    }
+    return replace(part, **parts, **several) if parts or several else part
+
+
 def dinac_ae(
     *,
     block: BlockConfig = DiTBlockConfig(head_width=32),
+    encoder: EncoderConfig | None = None,
     teacher: TeacherConfig = HOGConfig(patch=8),
     data: DataConfig = PhotographsConfig(),
     steps: int = 1200,
 ) -> Recipe:
-    """A small DINAC-AE beside it: transformer blocks encode, and the class target is the mean of the HOG tokens."""
-    base = semdisdiffae(teacher=teacher, data=data, steps=steps)
-    model = base.model
-    assert isinstance(model, DiffAEConfig)
+    """A small DINAC-AE beside it: transformer blocks encode, and the class target is the mean of the HOG tokens.
+
+    ``block`` fills the encoder, ``encoder`` replaces it.
+    """
+    encoder = encoder or StackEncoderConfig(block=block, depth=1)
+    base = semdisdiffae(encoder=encoder, teacher=teacher, data=data, steps=steps)
+    model, teacher = base.model, base.teacher
+    assert isinstance(model, DiffAEConfig) and teacher is not None
     stage = base.stages[0]
     reconstruction = stage.objective[0]
     return replace(
@@ -86,7 +119,7 @@ def dinac_ae(
             patch=model.patch,
             width=model.width,
             latent=model.latent,
-            encoder=StackEncoderConfig(block=block, depth=1),
+            encoder=model.encoder,
             decoder=model.decoder,
             token_head=token_head(teacher),
         ),

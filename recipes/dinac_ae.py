@@ -13,9 +13,9 @@ from dataclasses import replace
 from ..blocks.corruption import RandomTokenLogSNRConfig
 from ..blocks.dit import DiTBlockConfig
 from ..blocks.heads import DINOTokenHeadConfig
+from ..blocks.hog import HOGConfig
 from ..blocks.slots import DataConfig, EncoderConfig, ObjectiveConfig, TeacherConfig
 from ..blocks.stack import StackEncoderConfig
-from ..blocks.hog import HOGConfig
 from ..evaluation.robustness import TokenRobustnessConfig
 from ..families.diffae import DinacAEConfig
 from ..training.alignment import ClassAlignmentConfig, PatchAlignmentConfig

@@ -13,10 +13,10 @@ from dataclasses import replace
 from ..blocks.fcdm import FCDMBlockConfig
 from ..blocks.flux2 import Flux2LatentsConfig
 from ..blocks.heads import NoisyLatentHeadConfig
+from ..blocks.hog import HOGConfig
 from ..blocks.latent_norm import NoNormConfig
 from ..blocks.slots import BlockConfig, DataConfig, EncoderConfig, ObjectiveConfig, TeacherConfig
 from ..blocks.stack import SkipDecoderConfig, StackEncoderConfig
-from ..blocks.hog import HOGConfig
 from ..evaluation.protocols import ArchetypePSNRConfig
 from ..families.diffae import DiffAEConfig
 from ..training.objectives import (
