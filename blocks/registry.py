@@ -101,6 +101,8 @@ def part(kind: str) -> Callable[[type[P]], type[P]]:
         for spec in dataclasses.fields(made):
             if hasattr(Part, spec.name):
                 raise PartError(cls.__qualname__, f"every part has its own {spec.name!r}; choose another field name")
+        if made.shorthand and made.shorthand not in made.__dataclass_fields__:
+            raise PartError(cls.__qualname__, f"has no field {made.shorthand!r} for its short form")
         _leave_checks_to_us(made)
         made.slot, made.kind = slot, kind
         _declared[kind] = made

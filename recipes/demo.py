@@ -107,9 +107,10 @@ def dinac_ae(
     ``block`` fills the encoder, ``encoder`` replaces it.
     """
     encoder = encoder or StackEncoderConfig(block=block, depth=1)
+    teacher = teacher.for_stride(PATCH)
     base = semdisdiffae(encoder=encoder, teacher=teacher, data=data, steps=steps)
-    model, teacher = base.model, base.teacher
-    assert isinstance(model, DiffAEConfig) and teacher is not None
+    model = base.model
+    assert isinstance(model, DiffAEConfig)
     stage = base.stages[0]
     reconstruction = stage.objective[0]
     return replace(

@@ -335,6 +335,37 @@ def test_a_name_alone_stands_for_a_part_with_its_defaults() -> None:
     assert decode({"kind": "encoder/stack", "block": "dit"}) == StackEncoderConfig(block=DiTBlockConfig())
 
 
+def test_a_name_with_a_colon_sets_the_one_field_that_tells_parts_of_a_kind_apart() -> None:
+    assert decode("dit:32", BlockConfig) == decode("block/dit:32") == DiTBlockConfig(head_width=32)
+    assert override(StackEncoderConfig(), ["block=dit:32"]) == StackEncoderConfig(block=DiTBlockConfig(head_width=32))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("fcdm:7", "config: 'block/fcdm' takes nothing behind a colon, got 'fcdm:7'; write its fields as JSON"),
+        ("dti:32", "config: no part is named 'block/dti'; did you mean 'block/dit'?"),
+        ("dit:wide", "config.head_width: takes int, got 'wide'"),
+        ("dit:3", "config.head_width: must be a positive multiple of 4 (axial RoPE), got 3"),
+        ("dit:", "config.head_width: takes int, got ''"),
+    ],
+)
+def test_a_short_form_that_does_not_fit_is_told(text: str, message: str) -> None:
+    with pytest.raises(PartError) as error:
+        decode(text, BlockConfig)
+    assert says(error, message)
+
+
+def test_a_short_form_needs_a_field() -> None:
+    with pytest.raises(PartError) as error:
+
+        @part("oddity/stub")
+        class StubConfig(OddityConfig):
+            shorthand = "size"
+
+    assert says(error, "test_a_short_form_needs_a_field.<locals>.StubConfig: has no field 'size' for its short form")
+
+
 STACK = {"kind": "encoder/stack"}
 WRONG_FILES: dict[str, tuple[Any, type[Part], str]] = {
     "a near miss of a name": (
