@@ -76,7 +76,7 @@ from .slots import (
     TokenHeadConfig,
 )
 from .stack import SkipDecoder, SkipDecoderConfig, StackEncoder, StackEncoderConfig
-from .standardise import ChannelZScoreConfig, SpatialZScoreConfig, StandardiseConfig
+from .standardise import ChannelZScoreConfig, SpatialZScoreConfig, StandardiseConfig, fit_channels
 from .teacher_spec import TeacherSpec
 from .teachers import Teacher
 from .time import TimeEmbedding, sinusoids
@@ -199,6 +199,7 @@ __all__ = [
     "dpmpp_2m",
     "encode",
     "fingerprint",
+    "fit_channels",
     "frechet_distance",
     "inverse_variance",
     "last_layers",

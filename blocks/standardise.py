@@ -1,6 +1,7 @@
 """What is done to a teacher's tokens before anybody compares with them: named parts that a spec records."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from typing import ClassVar
 
 import torch
@@ -74,7 +75,7 @@ class ChannelZScore(nn.Module):
 class ChannelZScoreConfig(StandardiseConfig):
     """Standardisation by the mean and variance of each feature over a data set, written out (RAE, DINO-SAE).
 
-    ``fit_channels`` measures them.
+    :func:`fit_channels` measures them.
 
     Attributes:
         mean, variance: one number a feature.
@@ -97,3 +98,16 @@ class ChannelZScoreConfig(StandardiseConfig):
                 f"standardise.mean: needs one number for each of {features} features, got {len(self.mean)}"
             )
         return ChannelZScore(torch.tensor(self.mean), torch.tensor(self.variance), eps=self.eps)
+
+
+def fit_channels(batches: Iterable[Tokens], *, eps: float = 1e-5) -> ChannelZScoreConfig:
+    """The standardisation of tokens such as these: float64 sums over all positions of all batches."""
+    count, total, square = 0, torch.zeros(()), torch.zeros(())
+    for tokens in batches:
+        x = tokens.detach().cpu().double().flatten(0, 1)
+        count, total, square = count + len(x), total + x.sum(dim=0), square + x.square().sum(dim=0)
+    if not count:
+        raise ValueError("fit_channels: got no tokens; give at least one batch")
+    mean = total / count
+    variance = (square / count - mean.square()).clamp_min(0)
+    return ChannelZScoreConfig(mean=tuple(mean.tolist()), variance=tuple(variance.tolist()), eps=eps)
