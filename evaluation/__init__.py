@@ -3,35 +3,65 @@
 from .latent_files import decode_files, encode_files, feature_files
 from .latents import LatentStatistics, PosteriorStatistics
 from .linear import PatchPCA, RidgeReadout, token_cosine
+from .linear_probe import FeatureSums, LinearClassifier, ridge, sgd, top_k_accuracy
 from .measure import evaluate
 from .metrics import psnr, ssim
+from .neighbours import knn_accuracy, nearest, retrieval, retrieval_hits, self_knn_accuracy
 from .pictures import difference, latent_colours, to_picture
 from .protocols import ArchetypePSNRConfig
 from .reconstruct import reconstruct_files
 from .report import write_report
 from .results import load_result, results_table, save_result
 from .robustness import TokenRobustnessConfig
+from .self_similarity import (
+    decay_slope,
+    local_distant_similarity,
+    rms_contrast,
+    selfsim_error,
+    similarity_by_distance,
+)
+from .similarity import CKASums, HSICSums, cknna, linear_cka, mutual_knn
 
 __all__ = [
     "ArchetypePSNRConfig",
+    "CKASums",
+    "FeatureSums",
+    "HSICSums",
     "LatentStatistics",
+    "LinearClassifier",
     "PatchPCA",
     "PosteriorStatistics",
     "RidgeReadout",
     "TokenRobustnessConfig",
+    "cknna",
+    "decay_slope",
     "decode_files",
     "difference",
     "encode_files",
     "evaluate",
     "feature_files",
+    "knn_accuracy",
     "latent_colours",
+    "linear_cka",
     "load_result",
+    "local_distant_similarity",
+    "mutual_knn",
+    "nearest",
     "psnr",
     "reconstruct_files",
     "results_table",
+    "retrieval",
+    "retrieval_hits",
+    "ridge",
+    "rms_contrast",
     "save_result",
+    "self_knn_accuracy",
+    "selfsim_error",
+    "sgd",
+    "similarity_by_distance",
     "ssim",
     "to_picture",
     "token_cosine",
+    "top_k_accuracy",
     "write_report",
 ]

@@ -22,18 +22,20 @@ from torch import Tensor
 from ..blocks.shapes import Latent
 
 Sum = Tensor | int
-S = TypeVar("S", bound="_Sums")
+S = TypeVar("S", bound="Sums")
 
 
 @dataclass
-class _Sums:
+class Sums:
+    """Sums over items, of which those of two parts add up to those of the whole."""
+
     def merge(self: S, other: S) -> S:
         """The sums of both parts together."""
         return type(self)(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
 
 
 @dataclass
-class LatentStatistics(_Sums):
+class LatentStatistics(Sums):
     """Moments per channel, covariance of channels, variation of norms."""
 
     positions: int = 0
@@ -80,7 +82,7 @@ class LatentStatistics(_Sums):
 
 
 @dataclass
-class PosteriorStatistics(_Sums):
+class PosteriorStatistics(Sums):
     """How much a diagonal Gaussian posterior can tell: divergences in bits."""
 
     positions: int = 0
