@@ -143,6 +143,15 @@ def fields(cls: type[Part] | Part) -> dict[str, Any]:
     return {f.name: hints[f.name] for f in dataclasses.fields(cls)}
 
 
+def short_name(config: Part) -> str:
+    """The second half of a part's kind, followed by its id where its settings are not its defaults."""
+    name = config.kind.partition("/")[2]
+    with contextlib.suppress(TypeError):  # a field without a default
+        if config == type(config)():
+            return name
+    return f"{name}-{config.id}"
+
+
 # --- to and from JSON -------------------------------------------------------------------------------------------
 
 

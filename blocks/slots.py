@@ -5,15 +5,15 @@ is all that its parts may depend on; a part that needs more belongs in another s
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from .registry import Part
+from .registry import Part, short_name
 from .shapes import Image, Latent, Map, Times
 
 if TYPE_CHECKING:
@@ -290,6 +290,29 @@ class DataConfig(Part, ABC):
     def held_out(self) -> ImageSource: ...
 
 
+@runtime_checkable
+class LabelledSource(ImageSource, Protocol):
+    """Images of known classes."""
+
+    classes: tuple[str, ...]
+
+    def label(self, index: int) -> int:
+        """The place of its class in ``classes``."""
+        ...
+
+
+class LabelsConfig(Part, ABC):
+    """Where labelled images come from: both parts have the same classes, and each class has images in both."""
+
+    slot: ClassVar[str] = "labels"
+
+    @abstractmethod
+    def training(self) -> LabelledSource: ...
+
+    @abstractmethod
+    def held_out(self) -> LabelledSource: ...
+
+
 @dataclass(frozen=True)
 class Measured:
     """One image under a protocol: what went in, what came out, both in [-1, 1], and the numbers."""
@@ -319,6 +342,23 @@ class ProtocolConfig(Part, ABC):
         """Return numbers as JSON holds them; ``visit`` is called after each image."""
 
 
+@dataclass(frozen=True)
+class ProbeContext:
+    """What a probe may use beside the model and its images, where there is a run that has it."""
+
+    training: ImageSource | None = None
+    """The images that the model learned from."""
+    teacher: TeacherConfig | None = None
+    predict_tokens: Callable[[Latent], Tensor] | None = None
+    """The run's alignment head: latents as ``encode`` gives them, to tokens of that teacher."""
+    built: dict[TeacherConfig, Any] = field(default_factory=dict, compare=False, repr=False)
+    """Teachers that a probe has built already, so that the next one need not."""
+
+
+Columns = dict[str, tuple[float | None, str]]
+"""Label to (value, unit), for tables: the label says what the number is wherever it stands; None has no number."""
+
+
 class ProbeConfig(Part, ABC):
     """A further question to a model, asked of the same images as its protocol; its ``id`` stands beside the answer."""
 
@@ -331,13 +371,20 @@ class ProbeConfig(Part, ABC):
         images: ImageSource,
         protocol: ProtocolConfig,
         *,
+        context: ProbeContext = ProbeContext(),
         on_image: Callable[[int, int], None] | None = None,
     ) -> dict[str, Any]:
         """Return numbers as JSON holds them; ``on_image(done, total)`` is called after each image."""
 
+    def columns(self, answer: Mapping[str, Any]) -> Columns:
+        """The numbers of an answer that stand in tables: here, those that are no deeper in it."""
+        name = short_name(self)
+        return {f"{name}, {key}": (float(x), "") for key, x in answer.items() if type(x) in (int, float)}
+
 
 __all__ = [
     "BlockConfig",
+    "Columns",
     "CorruptionConfig",
     "DataConfig",
     "DecoderConfig",
@@ -345,6 +392,8 @@ __all__ = [
     "FamilyConfig",
     "HeadConfig",
     "ImageSource",
+    "LabelledSource",
+    "LabelsConfig",
     "LatentNormConfig",
     "Measured",
     "ObjectiveConfig",
@@ -352,6 +401,7 @@ __all__ = [
     "PosteriorConfig",
     "PosteriorHead",
     "ProbeConfig",
+    "ProbeContext",
     "ProtocolConfig",
     "RateConfig",
     "ScheduleConfig",

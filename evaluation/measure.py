@@ -8,7 +8,15 @@ from torch import nn
 
 from ..blocks.registry import Part, encode
 from ..blocks.shapes import Image, Latent, Tokens
-from ..blocks.slots import ImageSource, Measured, ProbeConfig, ProtocolConfig, TeacherConfig, TeacherOutput
+from ..blocks.slots import (
+    ImageSource,
+    Measured,
+    ProbeConfig,
+    ProbeContext,
+    ProtocolConfig,
+    TeacherConfig,
+    TeacherOutput,
+)
 from .latents import LatentStatistics, PosteriorStatistics, evenly_spaced
 from .linear import PatchPCA, RidgeReadout, token_cosine
 from .metrics import summary
@@ -41,7 +49,8 @@ def evaluate(
     with as many values as the latent (``baseline``, under the same protocol), and, with a teacher, the ridge readout
     from latents to its tokens (``alignment.ridge_cosine``). ``predict_tokens`` gives ``alignment.head_cosine``; a model
     with a token head and a teacher of its width, with a class token, give ``alignment.class_cosine``.
-    Answers of ``probes`` stand under ``probes``, by short name.
+    Answers of ``probes`` stand under ``probes``, by short name; a probe may use ``training``, ``teacher`` and
+    ``predict_tokens`` as well.
 
     Raises:
         ValueError: an image that does not fit, a reconstruction that is not finite, or a teacher on another grid.
@@ -67,7 +76,10 @@ def evaluate(
         if baseline is not None:
             numbers["baseline"] = _baseline(baseline, held_out, protocol, numbers["images"], fitted, progress)
     if probes:
-        numbers["probes"] = _answers(probes, model, held_out, protocol, progress)
+        context = ProbeContext(training=training, teacher=teacher, predict_tokens=predict_tokens)
+        if alignment is not None:
+            context.built[alignment.config] = alignment.teacher
+        numbers["probes"] = _answers(probes, model, held_out, protocol, context, progress)
     if alignment is not None:
         numbers["alignment"] = alignment.report()
     space = latents.report()
@@ -180,13 +192,22 @@ def _baseline(
 
 
 def _answers(
-    probes: Sequence[ProbeConfig], model: Any, held_out: ImageSource, protocol: ProtocolConfig, progress: Progress
+    probes: Sequence[ProbeConfig],
+    model: Any,
+    held_out: ImageSource,
+    protocol: ProtocolConfig,
+    context: ProbeContext,
+    progress: Progress,
 ) -> dict[str, Any]:
     answers = {}
     for probe in probes:
         name = short_name(probe)
         numbers = probe.measure(
-            model, held_out, protocol, on_image=lambda done, total, name=name: progress(f"probe {name}", done, total)
+            model,
+            held_out,
+            protocol,
+            context=context,
+            on_image=lambda done, total, name=name: progress(f"probe {name}", done, total),
         )
         answers[name] = {"kind": probe.kind, "id": probe.id, "settings": encode(probe)} | numbers
     return answers

@@ -4,7 +4,6 @@ A result is one JSON object. Beside its numbers stand the protocol (name, id, se
 the model, the recipe, dtype, device and library versions. Tables join results of one protocol on one set of images.
 """
 
-import contextlib
 import hashlib
 import json
 import platform
@@ -18,10 +17,9 @@ import numpy as np
 import torch
 from rich.table import Table
 
-from ..blocks.registry import Part, decode, encode
-from ..blocks.slots import ProtocolConfig
+from ..blocks.registry import Part, PartError, decode, encode, short_name
+from ..blocks.slots import ProbeConfig, ProtocolConfig
 from ..families.files import write_atomically
-from .robustness import TokenRobustnessConfig, robustness_rows
 
 Result = dict[str, Any]
 
@@ -62,15 +60,6 @@ def save_result(result: Result, folder: Path) -> Path:
 def file_name(protocol: ProtocolConfig) -> str:
     """``<protocol>.json``, with the id before the dot where the protocol's settings are not its defaults."""
     return f"{short_name(protocol)}.json"
-
-
-def short_name(config: Part) -> str:
-    """The second half of a part's kind, followed by its id where its settings are not its defaults."""
-    name = config.kind.partition("/")[2]
-    with contextlib.suppress(TypeError):  # a field without a default
-        if config == type(config)():
-            return name
-    return f"{name}-{config.id}"
 
 
 def load_result(path: Path) -> Result:
@@ -118,12 +107,13 @@ def rows_of(result: Result) -> list[tuple[str, str, float | None, float | None]]
 
 
 def probe_rows(result: Result) -> Iterator[tuple[str, str, float | None, None]]:
-    """Rows as of :func:`rows_of`, of what probes found: the numbers of a kind that is not known here, as they are."""
+    """Rows as of :func:`rows_of`, of what probes found: each kind says which of its numbers."""
     for name, answer in (result.get("probes") or {}).items():
-        if answer["kind"] == TokenRobustnessConfig.kind:
-            yield from ((label, "dB", value, None) for label, value in robustness_rows(name, answer))
-        else:
-            yield from ((f"{name}, {key}", "", float(x), None) for key, x in answer.items() if type(x) in (int, float))
+        try:
+            columns = decode(answer["settings"], ProbeConfig).columns(answer)
+        except PartError:  # of a package that is not installed here: its numbers as they are
+            columns = {f"{name}, {key}": (float(x), "") for key, x in answer.items() if type(x) in (int, float)}
+        yield from ((label, unit, value, None) for label, (value, unit) in columns.items())
 
 
 def number(value: float | None, unit: str = "", *, sign: bool = False) -> str:

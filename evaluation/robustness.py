@@ -9,7 +9,7 @@ the reconstruction is, only how much of it the wrong tokens changed, and where.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -18,9 +18,9 @@ from torch import Tensor
 
 from ..blocks.draws import address
 from ..blocks.posterior import EncoderPosterior
-from ..blocks.registry import part
+from ..blocks.registry import part, short_name
 from ..blocks.shapes import Image, Latent
-from ..blocks.slots import ImageSource, ProbeConfig, ProtocolConfig
+from ..blocks.slots import Columns, ImageSource, ProbeConfig, ProbeContext, ProtocolConfig
 from ..families.inference import InferenceConfig
 from .metrics import pooled_psnr, summary
 from .protocols import DATA_RANGE, frozen, placed_like
@@ -81,6 +81,7 @@ class TokenRobustnessConfig(ProbeConfig):
         images: ImageSource,
         protocol: ProtocolConfig,
         *,
+        context: ProbeContext = ProbeContext(),
         on_image: Callable[[int, int], None] | None = None,
     ) -> dict[str, Any]:
         """Return for each offset the PSNR of each region (see :data:`REGIONS`), and a row for each of the ``images``.
@@ -152,6 +153,18 @@ class TokenRobustnessConfig(ProbeConfig):
         posterior = EncoderPosterior(clean, torch.full(clean.shape, self.logsnr, device=clean.device))
         return _Base("unit", posterior, clean, _as_it_is)
 
+    def columns(self, answer: Mapping[str, Any]) -> Columns:
+        """Mean PSNR of each offset: whole image and untouched tokens, of which that of the others follows.
+
+        A label says what its offset is relative to, so that no row of a table mixes two.
+        """
+        base = "own posterior" if answer["relative_to"] == "posterior" else f"log-SNR {self.logsnr:g}"
+        return {
+            f"{short_name(self)}, {base} − {numbers['offset']:g}, {region}": (numbers[region]["mean"], "dB")
+            for numbers in answer["offsets"]
+            for region in ("whole", "untouched")
+        }
+
     def chosen(self, name: str, h: int, w: int) -> Bool[Tensor, "h w"]:
         """Which tokens of the image of that name are corrupted: as many for every image of a size."""
         generator = torch.Generator().manual_seed(address(self.seed, self.kind, "tokens", name))
@@ -188,17 +201,6 @@ def robustness(rows: Sequence[Mapping[str, Any]], offsets: Sequence[float]) -> d
         ],
         "images": rows,
     }
-
-
-def robustness_rows(name: str, answer: Mapping[str, Any]) -> Iterator[tuple[str, float | None]]:
-    """(label, mean PSNR) of each offset: whole image and untouched tokens, of which that of the others follows.
-
-    A label says what its offset is relative to, so that no row of a table mixes two.
-    """
-    base = "own posterior" if answer["relative_to"] == "posterior" else f"log-SNR {answer['settings']['logsnr']:g}"
-    for numbers in answer["offsets"]:
-        for region in ("whole", "untouched"):
-            yield f"{name}, {base} − {numbers['offset']:g}, {region}", numbers[region]["mean"]
 
 
 def _statistics(rows: Sequence[Mapping[str, Any]], region: str, place: int) -> dict[str, Any]:

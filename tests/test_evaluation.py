@@ -469,7 +469,13 @@ def test_probes_of_another_package_are_shown_as_they_are() -> None:
         wanted: int
 
         def measure(
-            self, model: Any, images: ImageSource, protocol: ProtocolConfig, *, on_image: Any = None
+            self,
+            model: Any,
+            images: ImageSource,
+            protocol: ProtocolConfig,
+            *,
+            context: Any = None,
+            on_image: Any = None,
         ) -> dict[str, Any]:
             return {"images": len(images), "names": [images.name(0)], "wanted": self.wanted / 2}
 
