@@ -8,19 +8,19 @@ Files are written under a temporary name, flushed to disk, and renamed: a reader
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
 from ..blocks.latent_space import LatentSpec
 from ..blocks.registry import PartError, decode, differences, encode
 from ..blocks.slots import FamilyConfig
+from ..blocks.weights import CheckpointError, assign, read_tensors
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 SPEC = "latelier.latent_spec"
@@ -33,10 +33,6 @@ M = TypeVar("M", bound=nn.Module)
 
 Published = Callable[[dict[str, Any], dict[str, Tensor]], tuple[FamilyConfig, dict[str, Tensor], Mapping[str, str]]]
 """Translates a config and tensors that somebody else wrote into ours; the mapping has the names that ours had there."""
-
-
-class CheckpointError(ValueError):
-    """A file of weights is damaged, or does not fit the model that it is for."""
 
 
 # --- writing ------------------------------------------------------------------------------------------------------
@@ -93,21 +89,6 @@ def save_folder(model: nn.Module, folder: str | Path, *, header: Mapping[str, An
 
 
 # --- reading ------------------------------------------------------------------------------------------------------
-
-
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return the tensors and the header of a safetensors file.
-
-    Raises:
-        CheckpointError: the file is cut short or is no safetensors file.
-    """
-    try:
-        with safe_open(path, framework="pt") as file:
-            # Copies: the file is mapped, and a process that uses it dies when somebody rewrites it in place.
-            tensors = {name: file.get_tensor(name).clone() for name in list(file.keys())}
-            return tensors, dict(file.metadata() or {})
-    except SafetensorError as error:
-        raise CheckpointError(f"{path}: is no whole safetensors file ({error}); copy or download it again") from None
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -222,46 +203,3 @@ def load_folder(
     if dtype is None:
         dtype = torch.bfloat16 if torch.device(device).type == "cuda" else torch.float32
     return model.to(device=device, dtype=dtype).eval()
-
-
-def assign(
-    model: nn.Module, tensors: Mapping[str, Tensor], *, where: str, names: Mapping[str, str] | None = None
-) -> None:
-    """Give a model built on ``meta`` its tensors; ``names`` has what messages call them, where the file does.
-
-    Raises:
-        CheckpointError: names or shapes differ, or a value is not finite; nothing is assigned then.
-    """
-    wanted = model.state_dict()
-    called = {name: (names or {}).get(name, name) for name in wanted}
-    missing = sorted({called[name] for name in wanted.keys() - tensors.keys()})
-    extra = sorted(tensors.keys() - wanted.keys())
-    problems = []
-    if missing:
-        problems.append(f"lacks {_listed(missing)}")
-    if extra:
-        problems.append(f"has {_listed(extra)} that the model has not")
-    for name, ours in wanted.items():
-        given = tensors.get(name, ours)
-        if given.shape != ours.shape:
-            problems.append(f"has {called[name]!r} of shape {list(given.shape)} where the model has {list(ours.shape)}")
-        elif given.is_floating_point() != ours.is_floating_point():
-            problems.append(f"has {called[name]!r} of {given.dtype} where the model has {ours.dtype}")
-    if not problems:
-        ready = {name: tensors[name].to(ours.dtype) for name, ours in wanted.items()}
-        broken = [called[name] for name, value in ready.items() if not value.isfinite().all()]
-        if broken:
-            problems = [f"holds values that are not finite in {_listed(broken)}"]
-        negative = [called[name] for name, value in ready.items() if name.endswith("running_var") and (value < 0).any()]
-        if negative:
-            problems.append(f"holds negative variances in {_listed(negative)}")
-    if problems:
-        rest = [f"and {len(problems) - 3} more"] if len(problems) > 3 else []
-        raise CheckpointError(f"{where}: {'; '.join(problems[:3] + rest)}")
-    model.load_state_dict(ready, assign=True)
-
-
-def _listed(names: Iterable[str], *, most: int = 5) -> str:
-    names = list(names)
-    shown = ", ".join(map(repr, names[:most])) + (f" and {len(names) - most} more" if len(names) > most else "")
-    return f"tensor{'s' if len(names) > 1 else ''} {shown}"
