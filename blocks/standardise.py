@@ -100,8 +100,8 @@ class ChannelZScoreConfig(StandardiseConfig):
         return ChannelZScore(torch.tensor(self.mean), torch.tensor(self.variance), eps=self.eps)
 
 
-def fit_channels(batches: Iterable[Tokens], *, eps: float = 1e-5) -> ChannelZScoreConfig:
-    """The standardisation of tokens such as these: float64 sums over all positions of all batches."""
+def fit_channels(batches: Iterable[torch.Tensor], *, eps: float = 1e-5) -> ChannelZScoreConfig:
+    """The standardisation of tokens ``[b, n, f]`` such as these, n as it comes: float64 sums over all positions of all batches."""
     count, total, square = 0, torch.zeros(()), torch.zeros(())
     for tokens in batches:
         x = tokens.detach().cpu().double().flatten(0, 1)
