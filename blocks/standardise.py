@@ -101,7 +101,7 @@ class ChannelZScoreConfig(StandardiseConfig):
 
 
 def fit_channels(batches: Iterable[torch.Tensor], *, eps: float = 1e-5) -> ChannelZScoreConfig:
-    """The standardisation of tokens ``[b, n, f]`` such as these, n as it comes: float64 sums over all positions of all batches."""
+    """The standardisation of such tokens, ``[b, n, f]`` in each batch: float64 sums over all positions."""
     count, total, square = 0, torch.zeros(()), torch.zeros(())
     for tokens in batches:
         x = tokens.detach().cpu().double().flatten(0, 1)
