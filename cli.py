@@ -41,6 +41,17 @@ DataFolder = Annotated[
 ]
 
 
+Probes = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--probe",
+        help="ask this as well, besides the recipe's probes: knn, linear_probe, similarity, retrieval, "
+        "self_similarity, pca_maps, token_robustness; with a teacher as in similarity:hog; or JSON (repeatable)",
+        metavar="PROBE",
+    ),
+]
+
+
 class DemoModel(StrEnum):
     semdisdiffae = "semdisdiffae"
     dinac_ae = "dinac_ae"
@@ -147,14 +158,7 @@ def eval_command(
         Path | None,
         typer.Option(help="folder for the JSON; default: MODEL/evaluation of a run, else evaluation", metavar="DIR"),
     ] = None,
-    probes: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--probe",
-            help="ask this as well, besides the recipe's probes: token_robustness, or JSON of a probe (repeatable)",
-            metavar="PROBE",
-        ),
-    ] = None,
+    probes: Probes = None,
     device: Device = None,
 ) -> None:
     """Measure a model on held-out images: PSNR, SSIM, alignment, latent statistics, and a linear baseline."""
@@ -195,10 +199,11 @@ def reconstruct(
 def report(
     run: Annotated[Path, typer.Argument(help="a finished run folder", metavar="RUN")],
     data: DataFolder = None,
+    probes: Probes = None,
     device: Device = None,
 ) -> None:
     """Measure a run and write RUN/report.html, one file that opens offline."""
-    print(_report(run, data, device))
+    print(_report(run, data, device, probes=[_probe(text) for text in probes or ()]))
 
 
 @app.command()
@@ -336,12 +341,12 @@ def _held_out(run: "Run | None", data: Path | None) -> Any:
     return run.recipe.data.held_out()
 
 
-def _report(folder: Path, data: Path | None, device: str | None) -> Path:
+def _report(folder: Path, data: Path | None, device: str | None, *, probes: "Sequence[ProbeConfig]" = ()) -> Path:
     from .evaluation import write_report
     from .training import load_run
 
     run = load_run(folder, device=find_device(device))
-    _evaluate(run.model, run, data, folder / "evaluation")
+    _evaluate(run.model, run, data, folder / "evaluation", probes=probes)
     return write_report(folder, run.model, _held_out(run, data), protocol=run.recipe.evaluation[0])
 
 

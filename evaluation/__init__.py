@@ -1,16 +1,21 @@
 """Measuring models: protocols, yardsticks, latent statistics, pictures, reports."""
 
+from .feature_probes import RetrievalProbeConfig, SimilarityProbeConfig
+from .label_probes import KNNProbeConfig, LinearProbeConfig
+from .labels import DigitsConfig
 from .latent_files import decode_files, encode_files, feature_files
 from .latents import LatentStatistics, PosteriorStatistics
 from .linear import PatchPCA, RidgeReadout, token_cosine
 from .linear_probe import FeatureSums, LinearClassifier, ridge, sgd, top_k_accuracy
+from .map_probes import PCAMapsProbeConfig, SelfSimilarityProbeConfig
 from .measure import evaluate
 from .metrics import psnr, ssim
 from .neighbours import knn_accuracy, nearest, retrieval, retrieval_hits, self_knn_accuracy
-from .pictures import difference, latent_colours, to_picture
+from .pictures import difference, latent_colours, pca_maps, to_picture
 from .protocols import ArchetypePSNRConfig
 from .reconstruct import reconstruct_files
 from .report import write_report
+from .representations import Representations, representations
 from .results import load_result, results_table, save_result
 from .robustness import TokenRobustnessConfig
 from .self_similarity import (
@@ -21,17 +26,29 @@ from .self_similarity import (
     similarity_by_distance,
 )
 from .similarity import CKASums, HSICSums, cknna, linear_cka, mutual_knn
+from .tiles import Tiles
+from .token_errors import TokenErrors
 
 __all__ = [
     "ArchetypePSNRConfig",
     "CKASums",
+    "DigitsConfig",
     "FeatureSums",
     "HSICSums",
+    "KNNProbeConfig",
     "LatentStatistics",
     "LinearClassifier",
+    "LinearProbeConfig",
+    "PCAMapsProbeConfig",
     "PatchPCA",
     "PosteriorStatistics",
+    "Representations",
+    "RetrievalProbeConfig",
     "RidgeReadout",
+    "SelfSimilarityProbeConfig",
+    "SimilarityProbeConfig",
+    "Tiles",
+    "TokenErrors",
     "TokenRobustnessConfig",
     "cknna",
     "decay_slope",
@@ -47,8 +64,10 @@ __all__ = [
     "local_distant_similarity",
     "mutual_knn",
     "nearest",
+    "pca_maps",
     "psnr",
     "reconstruct_files",
+    "representations",
     "results_table",
     "retrieval",
     "retrieval_hits",

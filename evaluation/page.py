@@ -72,6 +72,13 @@ thead th { color: var(--quiet); }
 .charts > .facts { grid-column: span 2; align-content: start; }
 @media (max-width: 48rem) { .charts > .facts { grid-column: auto; } }
 .probe + .probe { margin-top: 3rem; }
+.strips { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(21rem, 100%), 1fr)); gap: 1.4rem 2rem;
+  margin-top: 1.4rem; }
+.strips figure { margin: 0; }
+.strips figcaption { font-size: 0.875rem; margin-bottom: 0.3rem; overflow-wrap: anywhere; }
+.strips figure > div { display: grid; grid-auto-flow: column; grid-auto-columns: minmax(0, 1fr); gap: 0.4rem; }
+.strips img { display: block; width: 100%; height: auto; border-radius: 3px; background: var(--rule); }
+.strips span { display: block; margin-top: 0.2rem; font-size: 0.8rem; color: var(--quiet); }
 details table { margin: 0.4rem 1rem 1.2rem; }
 details { margin-top: 1rem; border: 1px solid var(--rule); border-radius: 6px; background: var(--raised); }
 summary { padding: 0.7rem 1rem; cursor: pointer; }

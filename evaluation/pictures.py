@@ -3,6 +3,7 @@
 import base64
 import io
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 import PIL.Image
@@ -48,6 +49,13 @@ def latent_colours(latents: Sequence[Float[Tensor, "_ z _ _"]]) -> list[PIL.Imag
         grid = share.reshape(len(z), *z.shape[2:], 3)[0]
         pictures.append(PIL.Image.fromarray((grid * 255).round().astype(np.uint8)))
     return pictures
+
+
+def pca_maps(
+    maps: Sequence[Float[Tensor, "_ z _ _"]], *, fitted_on: Literal["set", "image"] = "set"
+) -> list[PIL.Image.Image]:
+    """:func:`latent_colours` of maps of any kind, with one basis for the set or a basis for each image."""
+    return latent_colours(maps) if fitted_on == "set" else [latent_colours([m])[0] for m in maps]
 
 
 def principal_axes(rows: Float[Tensor, "n z"], count: int) -> Float[Tensor, "z k"]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from . import page
 from .charts import Series, line_chart
+from .probe_tables import SECTIONS
 from .results import Result, number
 from .robustness import REGIONS, TokenRobustnessConfig
 
@@ -23,6 +24,9 @@ def probe_sections(result: Result) -> Iterator[str]:
             yield page.section(
                 "Robustness to wrong tokens", *(_robustness(name, answer) for name, answer in of_kind.items())
             )
+        elif kind in SECTIONS:
+            title, show = SECTIONS[kind]
+            yield page.section(title, *(show(name, answer) for name, answer in of_kind.items()))
         else:
             yield page.section(kind.partition("/")[2], *(_as_json(name, answer) for name, answer in of_kind.items()))
 

@@ -1,11 +1,14 @@
 """Running recipes: data, stages, the loop, checkpoints."""
 
 from .alignment import ClassAlignmentConfig, FrechetConfig, PatchAlignmentConfig
+from .cached import CachedTeacher, CachedTeacherConfig, computing_teacher
+from .caching import cache_features
 from .checkpoints import Checkpoint, Checkpoints, Position, optimiser_tensors, restore_optimiser
-from .crops import BucketCropConfig, CropConfig, NativeCropConfig, RandomCropConfig, bucket_shapes
+from .crops import BucketCropConfig, CentralCropConfig, CropConfig, NativeCropConfig, RandomCropConfig, bucket_shapes
 from .ema import Average
 from .engine import Trainer, TrainingError, objective_of, train
-from .loader import Batch, ImageLoader, held_out_crops
+from .labels import LabelledFolderConfig, LabelledFolderSource
+from .loader import Batch, ImageLoader, held_out_batches, held_out_crops
 from .objectives import (
     AlignmentConfig,
     InverseVarianceConfig,
@@ -32,6 +35,9 @@ __all__ = [
     "Average",
     "Batch",
     "BucketCropConfig",
+    "CachedTeacher",
+    "CachedTeacherConfig",
+    "CentralCropConfig",
     "Checkpoint",
     "Checkpoints",
     "ClassAlignmentConfig",
@@ -44,6 +50,8 @@ __all__ = [
     "Group",
     "ImageLoader",
     "InverseVarianceConfig",
+    "LabelledFolderConfig",
+    "LabelledFolderSource",
     "LatentEnergyConfig",
     "LatentRegressionConfig",
     "LatentScaleConfig",
@@ -73,6 +81,9 @@ __all__ = [
     "WeightsConfig",
     "World",
     "bucket_shapes",
+    "cache_features",
+    "computing_teacher",
+    "held_out_batches",
     "held_out_crops",
     "is_run",
     "join",

@@ -123,9 +123,7 @@ class FolderDataConfig(DataConfig):
                 f"{names[0]!r} is the only image under {self.path!r} and none can be held out; "
                 "add images, or name another folder in data.held_out_path",
             )
-        ranks = {name: _rank(name) for name in names}
-        first, *_, last = sorted(names, key=ranks.__getitem__)
-        held_out = {name for name in names if ranks[name] < self.held_out_share} - {last} | {first}
+        held_out = hold_out(names, self.held_out_share)
         return [name for name in names if name not in held_out], [name for name in names if name in held_out]
 
     def _without_held_out(self, names: list[str]) -> list[str]:
@@ -137,6 +135,13 @@ class FolderDataConfig(DataConfig):
         if not kept:
             raise PartError("data.path", f"all images under {self.path!r} are in {self.held_out_path!r}; add others")
         return kept
+
+
+def hold_out(names: Sequence[str], share: float) -> set[str]:
+    """Of two names at least, those to hold out: that share by a hash of each, but at least one, and not all."""
+    ranks = {name: _rank(name) for name in names}
+    first, *_, last = sorted(names, key=ranks.__getitem__)
+    return {name for name in names if ranks[name] < share} - {last} | {first}
 
 
 def _rank(name: str) -> float:
