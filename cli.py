@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from . import __version__, cli_latents
+from . import __version__, cli_cache, cli_latents
 from .cli_common import Device, ModelName, find_device, load_with_run, make_console
 
 if TYPE_CHECKING:
@@ -231,6 +231,7 @@ def demo(
     console.print(f"try it:  latelier reconstruct {out} PICTURE.jpg --out pictures", highlight=False)
 
 
+app.add_typer(cli_cache.app)
 app.add_typer(cli_latents.app)  # without a name: its commands stand beside those above
 
 

@@ -2,11 +2,14 @@
 
 import os
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 if TYPE_CHECKING:
     import torch
@@ -73,3 +76,13 @@ def load_model(name: str, device: str | None, *, dtype: str | None = None) -> An
 def _listed(folder: Path) -> str:
     names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
     return ", ".join(map(repr, names[:8])) + (", ..." if len(names) > 8 else "") if names else "nothing"
+
+
+@contextmanager
+def show_progress(what: str, *, quiet: bool = False) -> Iterator[Callable[[Any, int, int], None]]:
+    """Yield what is called with how many of how many are done; quiet where there is no terminal."""
+    console = make_console()
+    columns = TextColumn("{task.description}"), BarColumn(bar_width=30), MofNCompleteColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=console, disable=quiet or not console.is_terminal, transient=True) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda item, done, total: bar.update(task, completed=done, total=total)

@@ -1,14 +1,11 @@
 """The commands about files of latents: encode, decode, features; and export, for other packages."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from .cli_common import Device, ModelName, load_model, make_console
+from .cli_common import Device, ModelName, load_model, show_progress
 
 app = typer.Typer()
 
@@ -39,7 +36,7 @@ def encode_command(
     from .evaluation import encode_files
 
     loaded = load_model(model, device, dtype=dtype)
-    with _progress("encoding") as report:
+    with show_progress("encoding") as report:
         encode_files(
             loaded,
             images,
@@ -70,7 +67,7 @@ def decode_command(
 
     settings = InferenceConfig(num_steps=steps, pdg=guidance != 1, pdg_strength=guidance, seed=seed)
     loaded = load_model(model, device)
-    with _progress("decoding") as report:
+    with show_progress("decoding") as report:
 
         def written(path: Path, done: int, total: int) -> None:
             print(path)
@@ -92,7 +89,7 @@ def features_command(
     from .evaluation import feature_files
 
     loaded = load_model(model, device)
-    with _progress("reading") as report:
+    with show_progress("reading") as report:
         feature_files(loaded, latents, out, batch=batch, batch_pixels=batch_pixels, on_image=report)
     print(f"written: {out}")
 
@@ -107,13 +104,3 @@ def export_command(
     if not hasattr(loaded, "export_published"):
         raise ValueError(f"export: nobody has published a layout for a model {loaded.config.kind!r}")
     print(f"written: {loaded.export_published(out)}")
-
-
-@contextmanager
-def _progress(what: str) -> Iterator[Callable[[Any, int, int], None]]:
-    """Yield what is called with how many of how many are done; quiet where there is no terminal."""
-    console = make_console()
-    columns = TextColumn("{task.description}"), BarColumn(bar_width=30), MofNCompleteColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda item, done, total: bar.update(task, completed=done, total=total)

@@ -1,6 +1,8 @@
 """Whole models, composed of blocks."""
 
 from .diffae import DiffAE, DiffAEConfig, DinacAE, DinacAEConfig, SemDisDiffAE
+from .feature_cache import FeatureCache, open_cache
+from .feature_shards import FeatureCacheError
 from .files import CheckpointError, load_folder, read_tensors, save_folder, write_atomically, write_tensors
 from .flat import FlatDiffAE, FlatDinacAE
 from .images import ImageReadError, image_size, open_image
@@ -14,6 +16,8 @@ __all__ = [
     "DiffAEConfig",
     "DinacAE",
     "DinacAEConfig",
+    "FeatureCache",
+    "FeatureCacheError",
     "FlatDiffAE",
     "FlatDinacAE",
     "ImageReadError",
@@ -22,6 +26,7 @@ __all__ = [
     "export_published",
     "image_size",
     "load_folder",
+    "open_cache",
     "open_image",
     "published_tensors",
     "read_stream",

@@ -27,7 +27,7 @@ from latelier.blocks import (
 )
 from latelier.families import DiffAEConfig, DinacAEConfig
 from latelier.recipes import Recipe, dinac_ae, semdisdiffae
-from latelier.training import ClassAlignmentConfig, FolderDataConfig, train
+from latelier.training import CachedTeacherConfig, ClassAlignmentConfig, FolderDataConfig, train
 
 OFFLINE = {"teacher/flux2_latents": {"weights": None}}
 """Settings of teachers whose default would fetch weights."""
@@ -39,7 +39,11 @@ BLOCKS: list[BlockConfig] = [
 ]
 POSTERIORS: list[PosteriorConfig] = [decode(cls.kind, PosteriorConfig) for cls in parts(PosteriorConfig)]
 TEACHERS: list[TeacherConfig] = [
-    *(decode({"kind": cls.kind} | OFFLINE.get(cls.kind, {}), TeacherConfig) for cls in parts(TeacherConfig)),
+    *(
+        decode({"kind": cls.kind} | OFFLINE.get(cls.kind, {}), TeacherConfig)
+        for cls in parts(TeacherConfig)
+        if cls is not CachedTeacherConfig  # needs the folder of a cache; test_cached_training.py has some
+    ),
     HOGConfig(cells=4, orientations=4),
 ]
 

@@ -2,7 +2,7 @@
 
 from .alignment import ClassAlignmentConfig, FrechetConfig, PatchAlignmentConfig
 from .cached import CachedTeacher, CachedTeacherConfig, computing_teacher
-from .caching import cache_features
+from .caching import cache_features, every_picture
 from .checkpoints import Checkpoint, Checkpoints, Position, optimiser_tensors, restore_optimiser
 from .crops import BucketCropConfig, CentralCropConfig, CropConfig, NativeCropConfig, RandomCropConfig, bucket_shapes
 from .ema import Average
@@ -83,6 +83,7 @@ __all__ = [
     "bucket_shapes",
     "cache_features",
     "computing_teacher",
+    "every_picture",
     "held_out_batches",
     "held_out_crops",
     "is_run",

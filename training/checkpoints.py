@@ -7,7 +7,7 @@ addressed by step (``blocks/draws.py``), and so is the order of the data.
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -15,10 +15,13 @@ import torch
 from torch import Tensor
 
 from ..blocks.registry import decode, differences, encode
+from ..blocks.teacher_spec import TeacherSpec
 from ..families.files import CheckpointError, read_tensors, write_tensors
 from .recipe import Recipe
 
 BEST = "best.safetensors"
+TEACHER_SPEC = "latelier.teacher_spec"
+"""Entry of the header that says which teacher a run learns from."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,8 @@ class Position:
 class Checkpoint:
     position: Position
     tensors: dict[str, Tensor] = field(repr=False)
+    path: Path
+    teacher_spec: TeacherSpec | None
 
     def group(self, name: str) -> dict[str, Tensor]:
         """Tensors under ``name/``, without the prefix."""
@@ -48,6 +53,8 @@ class Checkpoints:
 
     def __init__(self, folder: Path, recipe: Recipe, *, keep: int = 2) -> None:
         self.folder, self.recipe, self.keep = folder, recipe, keep
+        self.teacher_spec: TeacherSpec | None = None
+        """Of the teacher at hand, once it is built."""
 
     def path(self, total: int) -> Path:
         return self.folder / f"step-{total:08d}.safetensors"
@@ -62,6 +69,8 @@ class Checkpoints:
             "latelier.recipe": json.dumps(encode(self.recipe)),
             "latelier.position": json.dumps(asdict(position)),
         }
+        if self.teacher_spec is not None:
+            header[TEACHER_SPEC] = json.dumps(encode(self.teacher_spec))
         path = write_tensors(self.path(position.total), tensors, header)
         self.settle(position)
         return path
@@ -98,7 +107,27 @@ class Checkpoints:
                 f"{'; '.join(lines[:3])}{' ...' if len(lines) > 3 else ''}; resume with the same recipe, "
                 "or start a new run in another folder"
             )
-        return Checkpoint(Position(**json.loads(header["latelier.position"])), tensors)
+        position = Position(**json.loads(header["latelier.position"]))
+        return Checkpoint(position, tensors, path, teacher_spec_in(header, where=str(path)))
+
+    def check_teacher(self, checkpoint: Checkpoint, *, accept: Collection[str] = ()) -> None:
+        """Raise :class:`CheckpointError` where a checkpoint was trained with another teacher than that at hand.
+
+        ``accept`` names fields of the spec that may differ. A checkpoint that says nothing of a teacher is taken.
+        """
+        if self.teacher_spec is None or checkpoint.teacher_spec is None:
+            return
+        try:
+            self.teacher_spec.check(checkpoint.teacher_spec, where=str(checkpoint.path), accept=accept)
+        except ValueError as error:
+            raise CheckpointError(f"{error}; --accept FIELD takes a difference that is known to be harmless") from None
+
+
+def teacher_spec_in(header: Mapping[str, str], *, where: str) -> TeacherSpec | None:
+    """The teacher that the header of a file names, or None."""
+    if TEACHER_SPEC not in header:
+        return None
+    return decode(json.loads(header[TEACHER_SPEC]), TeacherSpec, where=f"{where} (header): {TEACHER_SPEC}")
 
 
 # --- optimisers ---------------------------------------------------------------------------------------------------

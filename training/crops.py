@@ -14,7 +14,8 @@ from PIL.Image import Transpose
 
 from ..blocks.registry import Part, part
 from ..blocks.slots import ImageSource
-from ..families.images import ImageReadError, resized
+from ..families.feature_shards import VIEWS
+from ..families.images import ImageReadError, central_crop, resized
 from .order import Group
 
 Range = tuple[float, float]
@@ -42,6 +43,44 @@ class CropConfig(Part, ABC):
         left = float(int(rng.random() * (int(image.width - width) + 1)))
         crop = resized(image, *shape, box=(left, top, left + width, top + height), reducing_gap=3.0)
         return crop.transpose(Transpose.FLIP_LEFT_RIGHT) if self.flip and rng.random() < 0.5 else crop
+
+    def views(self) -> tuple[str, ...]:
+        """Names of all crops of a picture that may be drawn, where they are few and always the same; else none."""
+        return ()
+
+    def cut_view(self, image: PIL.Image.Image, shape: Shape, rng: random.Random) -> tuple[PIL.Image.Image, str]:
+        """As :meth:`cut`, with the name of the view that was drawn, or "" where views have no names."""
+        return self.cut(image, shape, rng), ""
+
+
+@part("crop/central")
+class CentralCropConfig(CropConfig):
+    """The largest central square, always, and half the time its mirror image: what a cache of features holds.
+
+    Held-out pictures are seen so in any case.
+    """
+
+    flip: bool = True
+
+    def views(self) -> tuple[str, ...]:
+        return VIEWS if self.flip else VIEWS[:1]
+
+    def extent(self, image: PIL.Image.Image, shape: Shape, rng: random.Random) -> tuple[float, float]:
+        factor = _largest_factor(image, shape)
+        return factor * shape[0], factor * shape[1]
+
+    def cut(self, image: PIL.Image.Image, shape: Shape, rng: random.Random) -> PIL.Image.Image:
+        return self.cut_view(image, shape, rng)[0]
+
+    def cut_view(self, image: PIL.Image.Image, shape: Shape, rng: random.Random) -> tuple[PIL.Image.Image, str]:
+        view = VIEWS[1] if self.flip and rng.random() < 0.5 else VIEWS[0]
+        return central_view(image, shape, view), view
+
+
+def central_view(image: PIL.Image.Image, shape: Shape, view: str) -> PIL.Image.Image:
+    """One of ``VIEWS`` of a picture: the central part as evaluation sees it, or its mirror image."""
+    crop = central_crop(image, *shape)
+    return crop.transpose(Transpose.FLIP_LEFT_RIGHT) if view == "mirrored" else crop
 
 
 @part("crop/random")

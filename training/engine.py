@@ -7,7 +7,7 @@ Launch many processes with torchrun; the batch of a stage is the whole of all pr
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -21,9 +21,10 @@ from ..blocks.draws import Draws, address
 from ..blocks.registry import encode
 from ..blocks.slots import TeacherOutput
 from ..families.files import save_folder, write_atomically, write_tensors
-from .checkpoints import Checkpoint, Checkpoints, Position, optimiser_tensors, restore_optimiser
+from .cached import CachedTeacher, with_computing_teacher
+from .checkpoints import TEACHER_SPEC, Checkpoint, Checkpoints, Position, optimiser_tensors, restore_optimiser
 from .ema import Average
-from .loader import Batch, ImageLoader, held_out_crops
+from .loader import Batch, ImageLoader, held_out_batches
 from .objectives import Objective
 from .recipe import Recipe, StageConfig, trainable_names
 from .records import Records, Watcher
@@ -45,6 +46,7 @@ def train(
     workers: int = 0,
     keep: int = 2,
     tensorboard: bool = False,
+    accept: Collection[str] = (),
     watcher: Watcher | None = None,
 ) -> Path:
     """Train ``recipe`` in ``folder`` and return the folder of the finished model.
@@ -55,13 +57,15 @@ def train(
         device: default: this process's CUDA device, else the CPU.
         workers: processes that read images, for each training process.
         keep: checkpoints to keep besides the best.
+        accept: fields in which the teacher's spec may differ from that of the checkpoint to go on from, such as
+            "version" where another one is known to give the same features.
 
     Raises:
         FileExistsError: the folder holds a run and ``resume`` is off.
-        CheckpointError: the run in the folder follows another recipe.
+        CheckpointError: the run in the folder follows another recipe, or another teacher.
         TrainingError: a loss or gradient is not finite.
     """
-    folder = Path(folder)
+    folder, recipe = Path(folder), with_computing_teacher(recipe)
     with join(device) as world:
         checkpoints = Checkpoints(folder / "checkpoints", recipe, keep=keep)
         if not resume and (checkpoints.all() or (folder / MODEL).exists()):
@@ -77,6 +81,8 @@ def train(
             write_atomically(folder / RECIPE, json.dumps(encode(recipe), indent=2) + "\n")
         world.wait()
         trainer = Trainer(recipe, folder, world, checkpoints, workers=workers, watcher=watcher or Watcher())
+        if latest is not None:
+            checkpoints.check_teacher(latest, accept=accept)
         return trainer.run(latest, tensorboard=tensorboard)
 
 
@@ -105,6 +111,9 @@ class Trainer:
             self.model: Any = recipe.model.build().to(world.device)
         self.teacher = None if recipe.teacher is None else recipe.teacher.build().to(world.device).eval()
         self.source, self.held_out = recipe.data.training(), recipe.data.held_out()
+        if isinstance(self.teacher, CachedTeacher):
+            self.teacher.check(recipe.stages, self.source)
+        checkpoints.teacher_spec = None if self.teacher is None else self.teacher.spec
         for stage in recipe.stages:
             if stage.batch % (stage.accumulate * world.size):
                 raise ValueError(
@@ -223,14 +232,16 @@ class Trainer:
         first = self.world.rank * len(batch.images)
         values, moments = [], []
         for part in range(parts):
-            images = batch.images[part * size : (part + 1) * size]
+            span = slice(part * size, (part + 1) * size)
+            images = batch.images[span]
             draws = Draws(
                 address(self.recipe.seed, stage.name), step, first=first + part * size, batch=size, device=device
             )
             more_to_come = part < parts - 1
             with module.no_sync() if isinstance(module, DistributedDataParallel) and more_to_come else nullcontext():
                 with self._autocast(stage):
-                    terms, part_moments = module(images, self._features(images), draws)
+                    features = self._features(images, batch.names[span], batch.views[span])
+                    terms, part_moments = module(images, features, draws)
                 (self.objective.total(terms) / parts).backward()
             values.append(terms.detach())
             moments.append(part_moments)
@@ -257,10 +268,14 @@ class Trainer:
             for _, batch in loaded:
                 yield batch.images
 
-    def _features(self, images: Tensor) -> TeacherOutput | None:
+    def _features(
+        self, images: Tensor, names: Sequence[str], views: Sequence[str], *, held_out: bool = False
+    ) -> TeacherOutput | None:
         if self.teacher is None:
             return None
         with torch.no_grad():
+            if isinstance(self.teacher, CachedTeacher):
+                return self.teacher.read(images, names, views, compute_others=held_out)
             return self.teacher((images + 1) / 2)
 
     def _autocast(self, stage: StageConfig) -> torch.autocast:
@@ -290,14 +305,15 @@ class Trainer:
         objective.model = self.average.model
         try:
             losses, count = 0.0, 0
-            crops = held_out_crops(
+            batches = held_out_batches(
                 self.held_out,
                 resolution=stage.resolution,
                 batch=max(1, stage.batch // self.world.size),
                 most=stage.validate_images,
             )
-            for images in crops:
-                images = images.to(self.world.device)
+            for batch in batches:
+                images = batch.images.to(self.world.device)
+                features = self._features(images, batch.names, batch.views, held_out=True)
                 draws = Draws(
                     address(self.recipe.seed, "validation"),
                     0,
@@ -306,7 +322,7 @@ class Trainer:
                     device=self.world.device,
                 )
                 with self._autocast(stage):
-                    values, _ = objective.eval()(images, self._features(images), draws)
+                    values, _ = objective.eval()(images, features, draws)
                 losses += objective.total(values).item() * len(images)
                 count += len(images)
             mean = torch.tensor(losses / count, dtype=torch.float64, device=self.world.device)
@@ -351,6 +367,8 @@ class Trainer:
         folder = self.folder / MODEL
         if self.world.leads:
             header = {"latelier.recipe": encode(self.recipe), "latelier.recipe_id": self.recipe.id}
+            if self.teacher is not None:
+                header[TEACHER_SPEC] = encode(self.teacher.spec)
             save_folder(self.average.model, folder, header=header)
             terms = self.objective.terms.state_dict()
             write_tensors(self.folder / TERMS, terms, {"latelier.recipe_id": self.recipe.id})

@@ -17,8 +17,9 @@ from torch.utils.data import DataLoader, Dataset
 from ..blocks.draws import address
 from ..blocks.shapes import Image
 from ..blocks.slots import ImageSource
-from ..families.images import ImageReadError, Pixels, central_crop, to_pixels, to_signed
-from .crops import CropConfig, RandomCropConfig
+from ..families.feature_shards import VIEWS
+from ..families.images import ImageReadError, Pixels, to_pixels, to_signed
+from .crops import CropConfig, RandomCropConfig, central_view
 from .order import Group, Order
 
 Skipped = list[tuple[str, str]]
@@ -27,11 +28,15 @@ Skipped = list[tuple[str, str]]
 
 @dataclass(frozen=True)
 class Batch:
-    """A process's part of a batch: images in [-1, 1], their names, and the files that had to be skipped for once."""
+    """A process's part of a batch: images in [-1, 1], their names, and the files that had to be skipped for once.
+
+    ``views`` names the view of each picture, "" where its crop has no name.
+    """
 
     images: Image
     names: tuple[str, ...]
     skipped: tuple[tuple[str, str], ...]
+    views: tuple[str, ...]
 
 
 class ImageLoader:
@@ -90,19 +95,19 @@ class ImageLoader:
             batch_size=None,
             sampler=range(first, stop),
             num_workers=self.workers,
-            collate_fn=_as_made,
-            worker_init_fn=_leave_interrupts_to_the_main_process,
+            collate_fn=pass_on,
+            worker_init_fn=leave_interrupts_to_the_main_process,
             generator=torch.Generator(),  # torch would draw from the global one
             pin_memory=on_cuda,
         )
         for step, made in zip(range(first, stop), made_ahead, strict=True):
             if isinstance(made, ImageReadError):
                 raise made
-            pixels, names, skipped = made
+            pixels, names, views, skipped = made
             new = {name: reason for name, reason in skipped if name not in self.skipped}
             self.skipped |= new
             images = to_signed(pixels.to(self.device, non_blocking=True))
-            yield step, Batch(images, tuple(names), tuple(new.items()))
+            yield step, Batch(images, tuple(names), tuple(new.items()), tuple(views))
 
 
 class _Steps(Dataset):
@@ -114,19 +119,21 @@ class _Steps(Dataset):
         self.source, self.crop, self.order = source, crop, order
         self.first, self.count, self.seed = first, count, seed
 
-    def __getitem__(self, step: int) -> tuple[Pixels, list[str], Skipped] | ImageReadError:
+    def __getitem__(self, step: int) -> tuple[Pixels, list[str], list[str], Skipped] | ImageReadError:
         """Make the batch, or return the error: raised in a worker, torch would wrap it in the worker's traceback."""
         group, members = self.order.samples(step, self.first, self.count)
-        crops, names, skipped = [], [], []
+        crops, names, views, skipped = [], [], [], []
         try:
             for position, member in enumerate(members.tolist(), self.first):
                 name, image = self._read(group, member, skipped)
                 rng = random.Random(address(self.seed, "crop", step, position))
-                crops.append(self.crop.cut(image, group.shape, rng))
+                crop, view = self.crop.cut_view(image, group.shape, rng)
+                crops.append(crop)
                 names.append(name)
+                views.append(view)
         except ImageReadError as error:
             return error
-        return to_pixels(crops), names, skipped
+        return to_pixels(crops), names, views, skipped
 
     def _read(self, group: Group, member: int, skipped: Skipped) -> tuple[str, PIL.Image.Image]:
         size = len(group.members)
@@ -142,28 +149,35 @@ class _Steps(Dataset):
         raise ImageReadError(name, reason, f"nor can any other of the {size} images in its group; restore some")
 
 
-def _as_made(made: object) -> object:
+def pass_on(made: object) -> object:
     return made
 
 
-def _leave_interrupts_to_the_main_process(worker: int) -> None:
+def leave_interrupts_to_the_main_process(worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def held_out_crops(source: ImageSource, *, resolution: int, batch: int, most: int | None = None) -> Iterator[Image]:
+    """Give the images of :func:`held_out_batches`."""
+    for made in held_out_batches(source, resolution=resolution, batch=batch, most=most):
+        yield made.images
+
+
+def held_out_batches(source: ImageSource, *, resolution: int, batch: int, most: int | None = None) -> Iterator[Batch]:
     """Give the central square of images, reduced or enlarged to ``resolution``, in batches of at most ``batch``.
 
     Of more than ``most`` images, evenly spaced ones are taken. Files that may be skipped are passed over.
     """
-    crops = []
+    crops, names = [], []
     step = 1 if most is None else max(1, -(-len(source) // most))
     chosen = range(0, len(source), step)
     for index in chosen:
         try:
-            crops.append(central_crop(source.read(index), resolution, resolution))
+            crops.append(central_view(source.read(index), (resolution, resolution), VIEWS[0]))
+            names.append(source.name(index))
         except ImageReadError as error:
             if not error.skippable:
                 raise
         if crops and (len(crops) == batch or index == chosen[-1]):
-            yield to_signed(to_pixels(crops))
-            crops = []
+            yield Batch(to_signed(to_pixels(crops)), tuple(names), (), VIEWS[:1] * len(names))
+            crops, names = [], []
