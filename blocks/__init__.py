@@ -37,8 +37,17 @@ from .mlp import MLP
 from .modulation import AdaLN, LowRankDelta
 from .norm import GRN, ChannelRMSNorm, RMSNorm, channel_rms_norm, response_norm
 from .patch import Patchify, Unpatchify, patchify, unpatchify
+from .positions import Resampling, resample_rows, resample_table
 from .posterior import EncoderPosterior, PointPosteriorConfig, VPPosteriorConfig, alpha_sigma
 from .precision import Float32Buffers, Float32Islands
+from .pretrained import (
+    InBothConfig,
+    PretrainedConfig,
+    Published,
+    PublishedConfig,
+    TimmConfig,
+    TransformersConfig,
+)
 from .registry import Part, PartError, decode, differences, discover, encode, override, part, parts
 from .resize import (
     FixedResizeConfig,
@@ -80,6 +89,19 @@ from .slots import (
 )
 from .stack import SkipDecoder, SkipDecoderConfig, StackEncoder, StackEncoderConfig
 from .standardise import ChannelZScoreConfig, SpatialZScoreConfig, StandardiseConfig, fit_channels
+from .teacher_families import (
+    AIMv2Config,
+    CRADIOConfig,
+    DINOv2Config,
+    DINOv3Config,
+    EUPEConfig,
+    EVA02Config,
+    MAEConfig,
+    PEConfig,
+    SigLIP2Config,
+    TIPSConfig,
+)
+from .teacher_presets import as_edm2, as_irepa, as_rae, as_repa, as_va_vae
 from .teacher_spec import TeacherSpec
 from .teachers import Teacher
 from .time import TimeEmbedding, sinusoids
@@ -92,6 +114,8 @@ from .vp import (
     WithPureNoiseConfig,
     sid2_weight,
 )
+from .weight_names import from_transformers
+from .weights import CheckpointError, assign, read_tensors, read_weights
 
 __all__ = [
     "BACKENDS",
@@ -102,21 +126,28 @@ __all__ = [
     "IMAGENET_STD",
     "MLP",
     "SAMPLERS",
+    "AIMv2Config",
     "AdaLN",
     "AxialRoPE",
     "Backbone",
     "Beta22TimesConfig",
     "BlockConfig",
+    "CRADIOConfig",
     "ChannelRMSNorm",
     "ChannelZScoreConfig",
+    "CheckpointError",
     "CorruptionConfig",
     "DINOTokenHead",
     "DINOTokenHeadConfig",
+    "DINOv2Config",
+    "DINOv3Config",
     "DataConfig",
     "DecoderConfig",
     "DiTBlock",
     "DiTBlockConfig",
     "Draws",
+    "EUPEConfig",
+    "EVA02Config",
     "EncoderConfig",
     "EncoderPosterior",
     "FCDMBlock",
@@ -133,11 +164,13 @@ __all__ = [
     "HeadConfig",
     "Hidden",
     "ImageSource",
+    "InBothConfig",
     "LabelledSource",
     "LabelsConfig",
     "LatentNormConfig",
     "LatentSpec",
     "LowRankDelta",
+    "MAEConfig",
     "Moments",
     "NearestResizeConfig",
     "NetworkTeacher",
@@ -148,24 +181,30 @@ __all__ = [
     "NoisyLatentHeadConfig",
     "ObjectiveConfig",
     "OptimiserConfig",
+    "PEConfig",
     "Part",
     "PartError",
     "Patchify",
     "PointPosteriorConfig",
     "PosteriorConfig",
     "PosteriorHead",
+    "PretrainedConfig",
     "ProbeConfig",
     "ProbeContext",
     "ProtocolConfig",
+    "Published",
+    "PublishedConfig",
     "RMSNorm",
     "RandomTokenLogSNRConfig",
     "RateConfig",
+    "Resampling",
     "ResizeConfig",
     "RoPEAttention",
     "SandwichDiTBlock",
     "ScheduleConfig",
     "SequenceBlock",
     "SequenceBlockConfig",
+    "SigLIP2Config",
     "SizeError",
     "SkipDecoder",
     "SkipDecoderConfig",
@@ -175,15 +214,18 @@ __all__ = [
     "StandardiseConfig",
     "StepState",
     "StrideResizeConfig",
+    "TIPSConfig",
     "Teacher",
     "TeacherConfig",
     "TeacherOutput",
     "TeacherSpec",
     "TimeEmbedding",
     "TimesConfig",
+    "TimmConfig",
     "TinyViT",
     "TinyViTConfig",
     "TokenHeadConfig",
+    "TransformersConfig",
     "UniformTimesConfig",
     "Unpatchify",
     "VPPosteriorConfig",
@@ -193,6 +235,12 @@ __all__ = [
     "WithPureNoiseConfig",
     "address",
     "alpha_sigma",
+    "as_edm2",
+    "as_irepa",
+    "as_rae",
+    "as_repa",
+    "as_va_vae",
+    "assign",
     "attend",
     "channel_rms_norm",
     "cosine_grid",
@@ -207,6 +255,7 @@ __all__ = [
     "fingerprint",
     "fit_channels",
     "frechet_distance",
+    "from_transformers",
     "inverse_variance",
     "last_layers",
     "latent_energy",
@@ -220,6 +269,10 @@ __all__ = [
     "parts",
     "patchify",
     "path_drop_guidance",
+    "read_tensors",
+    "read_weights",
+    "resample_rows",
+    "resample_table",
     "response_norm",
     "rope_angles",
     "rope_periods",

@@ -9,7 +9,7 @@ layers, read the class token, standardise the patch tokens. Tokens come out in f
 import copy
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple, TypeVar
 
@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from .resize import NoResizeConfig, ResizeConfig, StrideResizeConfig
-from .shapes import Image, Tokens
+from .shapes import Image
 from .slots import TeacherConfig, TeacherOutput
 from .standardise import StandardiseConfig
 from .teacher_spec import TeacherSpec
@@ -50,6 +50,7 @@ class Backbone(nn.Module, ABC):
         position: how its positions follow the grid, for the spec.
         width, depth, patch: features of a token, blocks, pixels a side of a token.
         has_cls: whether it has a class token of its own.
+        has_pool: whether it pools its tokens in a way of its own.
         final_norm: applied to every token after the last block, or None where there is none.
     """
 
@@ -65,15 +66,19 @@ class Backbone(nn.Module, ABC):
     depth: int
     patch: int
     has_cls: bool
+    has_pool: bool = False
     final_norm: nn.Module | None
 
     @abstractmethod
     def hidden(self, pixels: Image, layers: Sequence[int]) -> list[Hidden]:
         """Outputs of the blocks of these indices, rising, for normalised pixels whose sides divide by the patch."""
 
-    def pool(self, patches: Tokens) -> Float[Tensor, "b c"] | None:
-        """The class token that a layer of its own makes of normed patches, or None where there is no such layer."""
-        return None
+    def pool(self, last: Hidden, norm: Callable[[Tensor], Tensor]) -> Float[Tensor, "b c"]:
+        """The class token that the network's own pooling makes of the last block's output and the final norm.
+
+        Called where ``has_pool`` says so.
+        """
+        raise NotImplementedError
 
 
 def weights_hash(tensors: Mapping[str, Tensor]) -> str:
@@ -130,7 +135,7 @@ class NetworkTeacher(Teacher):
             features=features,
         )
         dtype = getattr(torch, config.dtype)
-        self.backbone = backbone.requires_grad_(False).to(dtype).eval()
+        self.backbone = _in_dtype(backbone.requires_grad_(False), dtype).eval()
         final = backbone.final_norm
         self.norm = None if norm == "none" or final is None else final if norm == "affine" else without_affine(final)
         self.standardise = None if config.standardise is None else config.standardise.build(features)
@@ -156,9 +161,7 @@ class NetworkTeacher(Teacher):
         elif spec.cls == "mean":
             cls = patches.mean(dim=1)
         elif spec.cls == "pooled":
-            pooled = self.backbone.pool(self._normed(chosen[0].patches))
-            assert pooled is not None
-            cls = pooled.float()
+            cls = self.backbone.pool(chosen[0], self._normed).float()
         if spec.prefix == "return" and all(layer.registers is not None for layer in chosen):
             registers = self._combined(
                 [self._normed(layer.registers) for layer in chosen if layer.registers is not None]
@@ -179,6 +182,16 @@ class NetworkTeacher(Teacher):
         if self.spec.combine == "concat":
             return stacked[0] if len(stacked) == 1 else torch.cat(stacked, dim=-1)
         return torch.stack(stacked).sum(dim=0)
+
+
+def _in_dtype(backbone: Backbone, dtype: torch.dtype) -> Backbone:
+    """Parameters in a dtype; other tensors stay float32, since tables of RoPE in half precision turn the wrong way."""
+    for module in backbone.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.to(dtype)
+        for parameter in module.parameters(recurse=False):
+            parameter.data = parameter.data.to(dtype)
+    return backbone
 
 
 def _layers(layers: Sequence[int], depth: int, name: str) -> tuple[int, ...]:
@@ -202,7 +215,7 @@ def _check(norm: str, cls: str, layers: tuple[int, ...], backbone: Backbone, nam
             f"{name}: cls: must be 'mean', 'pooled' or 'none', got 'token'; this network has no class token"
         )
     if cls == "pooled":
-        if type(backbone).pool is Backbone.pool:
+        if not backbone.has_pool:
             raise ValueError(
                 f"{name}: cls: cannot be 'pooled'; this network has no pooling layer of its own, try 'mean'"
             )

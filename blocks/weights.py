@@ -57,9 +57,9 @@ def assign(
     extra = sorted(tensors.keys() - wanted.keys())
     problems = []
     if missing:
-        problems.append(f"lacks {_listed(missing)}")
+        problems.append(f"lacks {listed(missing)}")
     if extra:
-        problems.append(f"has {_listed(extra)} that the model has not")
+        problems.append(f"has {listed(extra)} that the model has not")
     for name, ours in wanted.items():
         given = tensors.get(name, ours)
         if given.shape != ours.shape:
@@ -70,17 +70,17 @@ def assign(
         ready = {name: tensors[name].to(ours.dtype) for name, ours in wanted.items()}
         broken = [called[name] for name, value in ready.items() if not value.isfinite().all()]
         if broken:
-            problems = [f"holds values that are not finite in {_listed(broken)}"]
+            problems = [f"holds values that are not finite in {listed(broken)}"]
         negative = [called[name] for name, value in ready.items() if name.endswith("running_var") and (value < 0).any()]
         if negative:
-            problems.append(f"holds negative variances in {_listed(negative)}")
+            problems.append(f"holds negative variances in {listed(negative)}")
     if problems:
         rest = [f"and {len(problems) - 3} more"] if len(problems) > 3 else []
         raise CheckpointError(f"{where}: {'; '.join(problems[:3] + rest)}")
     model.load_state_dict(ready, assign=True)
 
 
-def _listed(names: Iterable[str], *, most: int = 5) -> str:
+def listed(names: Iterable[str], *, most: int = 5) -> str:
     names = list(names)
     shown = ", ".join(map(repr, names[:most])) + (f" and {len(names) - most} more" if len(names) > most else "")
     return f"tensor{'s' if len(names) > 1 else ''} {shown}"
