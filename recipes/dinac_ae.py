@@ -13,9 +13,9 @@ from dataclasses import replace
 from ..blocks.corruption import RandomTokenLogSNRConfig
 from ..blocks.dit import DiTBlockConfig
 from ..blocks.heads import DINOTokenHeadConfig
-from ..blocks.hog import HOGConfig
 from ..blocks.slots import DataConfig, EncoderConfig, ObjectiveConfig, TeacherConfig
 from ..blocks.stack import StackEncoderConfig
+from ..blocks.teacher_families import DINOv2Config, DINOv3Config
 from ..evaluation.robustness import TokenRobustnessConfig
 from ..families.diffae import DinacAEConfig
 from ..training.alignment import ClassAlignmentConfig, PatchAlignmentConfig
@@ -23,9 +23,6 @@ from ..training.objectives import LatentScaleConfig, VarianceExpansionConfig, VP
 from ..training.recipe import Recipe
 from ..training.sources import FolderDataConfig
 from .semdisdiffae import semdisdiffae, whole_heads
-
-WIDE_HOG = HOGConfig(patch=16, cells=8, orientations=12)
-"""768 features a patch of 16 pixels, as many as those of the ViT-B in whose place it stands."""
 
 
 def token_head(teacher: TeacherConfig) -> DINOTokenHeadConfig:
@@ -37,13 +34,10 @@ def token_head(teacher: TeacherConfig) -> DINOTokenHeadConfig:
 def dinac_ae(
     *,
     encoder: EncoderConfig = StackEncoderConfig(block=DiTBlockConfig(head_width=64), depth=6),
-    teacher: TeacherConfig = WIDE_HOG,
+    teacher: TeacherConfig = DINOv3Config(size="vitb16"),
     data: DataConfig = FolderDataConfig(),
 ) -> Recipe:
-    """DINAC-AE: 134,941,184 parameters, a transformer encoder, class and patch tokens read off clean latents.
-
-    The published teacher is DINOv3 ViT-B/16, 768 wide; until teachers with weights come, HOG of that width stands in.
-    """
+    """DINAC-AE: 134,941,184 parameters, a transformer encoder, DINOv3-B's tokens and class read off clean latents."""
     base = semdisdiffae(encoder=encoder, teacher=teacher, data=data)
     return replace(
         base,
@@ -64,7 +58,9 @@ OBJECTIVE: tuple[ObjectiveConfig, ...] = (
 """FD-loss on the class token (``objective/frechet``) is there to be added; the card means it for generators."""
 
 
-def dinac_ae_d2(*, teacher: TeacherConfig = WIDE_HOG, data: DataConfig = FolderDataConfig()) -> Recipe:
-    """DINAC-AE with eight encoder blocks: 154,216,192 parameters; its published teacher is DINOv2 ViT-B/14."""
+def dinac_ae_d2(
+    *, teacher: TeacherConfig = DINOv2Config(size="vitb14"), data: DataConfig = FolderDataConfig()
+) -> Recipe:
+    """DINAC-AE with eight encoder blocks, and DINOv2 ViT-B/14 for a teacher: 154,216,192 parameters."""
     encoder = StackEncoderConfig(block=DiTBlockConfig(head_width=64), depth=8)
     return replace(dinac_ae(encoder=encoder, teacher=teacher, data=data), name="dinac_ae_d2")

@@ -6,6 +6,9 @@ Train one on your own pictures with
 
 What the cards leave open (rates, batch, forms of the two small regularisers, path-drop probability) is set to the
 defaults of our specification and can be changed with ``--set``.
+
+A teacher is placed on the grid of the latents: a network whose patch is not the stride sees a resized image, HOG takes
+patches of the stride. Networks need the extra ``teachers``, and their weights; ``--set teacher=hog`` needs neither.
 """
 
 from dataclasses import replace
@@ -13,10 +16,10 @@ from dataclasses import replace
 from ..blocks.fcdm import FCDMBlockConfig
 from ..blocks.flux2 import Flux2LatentsConfig
 from ..blocks.heads import NoisyLatentHeadConfig
-from ..blocks.hog import HOGConfig
 from ..blocks.latent_norm import NoNormConfig
 from ..blocks.slots import BlockConfig, DataConfig, EncoderConfig, ObjectiveConfig, TeacherConfig
 from ..blocks.stack import SkipDecoderConfig, StackEncoderConfig
+from ..blocks.teacher_families import DINOv2Config, DINOv3Config
 from ..evaluation.protocols import ArchetypePSNRConfig
 from ..families.diffae import DiffAEConfig
 from ..training.objectives import (
@@ -45,16 +48,17 @@ def semdisdiffae(
     *,
     block: BlockConfig = FCDMBlockConfig(),
     encoder: EncoderConfig | None = None,
-    teacher: TeacherConfig = HOGConfig(patch=16),
+    teacher: TeacherConfig = DINOv2Config(size="vits14"),
     data: DataConfig = FolderDataConfig(),
 ) -> Recipe:
-    """SemDisDiffAE: 88,771,328 parameters, 128 channels at stride 16, aligned with a teacher's patch tokens.
+    """SemDisDiffAE: 88,771,328 parameters, 128 channels at stride 16, aligned with DINOv2-S's patch tokens.
 
-    ``block`` fills encoder and decoder; ``encoder`` replaces the encoder alone. The published teacher is DINOv2-S.
+    ``block`` fills encoder and decoder; ``encoder`` replaces the encoder alone.
     """
     model = DiffAEConfig(
         encoder=encoder or StackEncoderConfig(block=block, depth=4), decoder=SkipDecoderConfig(block=block)
     )
+    teacher = teacher.for_stride(model.stride)
     objective: tuple[ObjectiveConfig, ...] = (
         VPReconstructionConfig(),
         alignment(teacher),
@@ -83,23 +87,27 @@ def semdisdiffae(
     )
 
 
-def semdisdiffae_p32(*, teacher: TeacherConfig = HOGConfig(patch=32), data: DataConfig = FolderDataConfig()) -> Recipe:
+def semdisdiffae_p32(
+    *, teacher: TeacherConfig = DINOv2Config(size="vits14"), data: DataConfig = FolderDataConfig()
+) -> Recipe:
     """SemDisDiffAE with latents packed 2x2: 512 channels at stride 32."""
     base = semdisdiffae(teacher=teacher, data=data)
-    return replace(base, name="semdisdiffae_p32", model=replace(_model(base), latent_patch=2))
+    model = replace(_model(base), latent_patch=2)
+    return replace(base, name="semdisdiffae_p32", model=model, teacher=teacher.for_stride(model.stride))
 
 
 def semdisdiffae_p32_v2(
-    *, teacher: TeacherConfig = HOGConfig(patch=32), data: DataConfig = FolderDataConfig()
+    *, teacher: TeacherConfig = DINOv3Config(size="convnext_base"), data: DataConfig = FolderDataConfig()
 ) -> Recipe:
     """SemDisDiffAE at native patch 32: 156,636,928 parameters, 384 channels, trained at 384 pixels.
 
-    The published teacher is DINOv3 ConvNeXt-B.
+    Its teacher, DINOv3 ConvNeXt-B, has tokens of 32 pixels, and sees the image as it is.
     """
     base = semdisdiffae(teacher=teacher, data=data)
     model = replace(_model(base), patch=32, width=1024, latent=384, encoder=StackEncoderConfig(depth=8))
     stage = replace(base.stages[0], steps=400_107, resolution=384)
-    return replace(base, name="semdisdiffae_p32_v2", model=model, stages=(stage,))
+    teacher = teacher.for_stride(model.stride)
+    return replace(base, name="semdisdiffae_p32_v2", model=model, teacher=teacher, stages=(stage,))
 
 
 def capacitor_decoder(

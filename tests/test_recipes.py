@@ -10,12 +10,17 @@ import pytest
 import torch
 
 from latelier.blocks import (
+    DINOv2Config,
+    DINOv3Config,
     DiTBlockConfig,
     FCDMBlockConfig,
+    FixedResizeConfig,
     HOGConfig,
     PartError,
     SequenceBlockConfig,
     StackEncoderConfig,
+    StrideResizeConfig,
+    TinyViTConfig,
     decode,
     differences,
     encode,
@@ -113,10 +118,35 @@ def test_the_encoder_changes_alone() -> None:
 
 
 def test_the_teacher_changes_with_the_width_of_its_head() -> None:
-    assert changed(semdisdiffae(teacher=HOGConfig(patch=16, cells=4)), semdisdiffae()) == [
+    assert changed(semdisdiffae(teacher=HOGConfig(cells=4)), semdisdiffae(teacher=HOGConfig())) == [
         "recipe.stages.0.objective.1.head.width: 192, not 64",
         "recipe.teacher.cells: 4, not 2",
     ]
+    assert changed(semdisdiffae(teacher=DINOv2Config(size="vitb14")), semdisdiffae()) == [
+        "recipe.stages.0.objective.1.head.width: 768, not 384",
+        "recipe.teacher.size: 'vitb14', not 'vits14'",
+    ]
+
+
+def test_the_teachers_are_the_published_ones_on_the_grid_of_the_latents() -> None:
+    on_16, on_32 = StrideResizeConfig(stride=16), StrideResizeConfig(stride=32)
+    assert {name: RECIPES[name]().teacher for name in RECIPES if "dis" in name or "dinac" in name} == {
+        "semdisdiffae": DINOv2Config(size="vits14", resize=on_16),
+        "semdisdiffae_p32": DINOv2Config(size="vits14", resize=on_32),
+        "semdisdiffae_p32_v2": DINOv3Config(size="convnext_base"),
+        "dinac_ae": DINOv3Config(size="vitb16"),
+        "dinac_ae_d2": DINOv2Config(size="vitb14", resize=on_16),
+        "demo/semdisdiffae": HOGConfig(patch=8),
+        "demo/dinac_ae": HOGConfig(patch=8),
+    }
+
+
+def test_a_recipe_places_its_teacher_on_its_latents_unless_somebody_has() -> None:
+    assert semdisdiffae(teacher=HOGConfig(patch=4)).teacher == HOGConfig(patch=16)
+    assert demo.semdisdiffae(teacher=TinyViTConfig()).teacher == TinyViTConfig(patch=8)
+    assert demo.dinac_ae(teacher=DINOv3Config()).teacher == DINOv3Config(resize=StrideResizeConfig(stride=8))
+    chosen = DINOv2Config(resize=FixedResizeConfig(height=224, width=224))
+    assert semdisdiffae(teacher=chosen).teacher == chosen
 
 
 def test_dinac_ae_is_semdisdiffae_with_these_differences() -> None:
@@ -139,10 +169,11 @@ def test_dinac_ae_is_semdisdiffae_with_these_differences() -> None:
     ]
 
 
-def test_dinac_ae_d2_differs_by_its_depth() -> None:
+def test_dinac_ae_d2_differs_by_its_depth_and_its_teacher() -> None:
     assert changed(dinac_ae_d2(), dinac_ae()) == [
         "recipe.name: 'dinac_ae_d2', not 'dinac_ae'",
         "recipe.model.encoder.depth: 8, not 6",
+        "recipe.teacher: 'teacher/dinov2', not 'teacher/dinov3'",
     ]
 
 
@@ -150,8 +181,7 @@ def test_the_teacher_of_dinac_ae_changes_with_its_token_head() -> None:
     assert changed(dinac_ae(teacher=HOGConfig()), dinac_ae()) == [
         "recipe.model.token_head.features: 36, not 768",
         "recipe.model.token_head.width: 64, not None",
-        "recipe.teacher.cells: 2, not 8",
-        "recipe.teacher.orientations: 9, not 12",
+        "recipe.teacher: 'teacher/hog', not 'teacher/dinov3'",
     ]
 
 
@@ -172,16 +202,25 @@ def test_packing_changes_the_latents_and_the_grid_of_the_teacher() -> None:
     assert changed(semdisdiffae_p32(), semdisdiffae()) == [
         "recipe.name: 'semdisdiffae_p32', not 'semdisdiffae'",
         "recipe.model.latent_patch: 2, not 1",
-        "recipe.teacher.patch: 32, not 16",
+        "recipe.teacher.resize.stride: 32, not 16",
     ]
 
 
 def test_every_block_makes_a_demo() -> None:
-    for block in (FCDMBlockConfig(kernel=3), DiTBlockConfig(head_width=32)):
+    for block in (FCDMBlockConfig(kernel=3), DiTBlockConfig(head_width=32), DiTBlockConfig(), SequenceBlockConfig()):
         recipe = demo.semdisdiffae(block=block, steps=8)
         with torch.device("meta"):
             recipe.model.build()
         assert recipe.stages[0].checkpoint_every == 2
+
+
+def test_the_encoder_of_a_demo_changes_alone_and_its_heads_fit() -> None:
+    encoder = StackEncoderConfig(block=SequenceBlockConfig(blocks=(FCDMBlockConfig(), DiTBlockConfig())), depth=1)
+    plain: Any = demo.semdisdiffae().model
+    for make in (demo.semdisdiffae, demo.dinac_ae):
+        model: Any = make(encoder=encoder).model
+        assert model.encoder.block.blocks == (FCDMBlockConfig(), DiTBlockConfig(head_width=48))
+        assert model.decoder == plain.decoder
 
 
 # --- find ---------------------------------------------------------------------------------------------------------
