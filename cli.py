@@ -12,7 +12,7 @@ import typer
 from rich.table import Table
 
 from . import __version__, cli_cache, cli_latents
-from .cli_common import Device, ModelName, find_device, load_with_run, make_console
+from .cli_common import Accept, Device, ModelName, find_device, load_with_run, make_console
 
 if TYPE_CHECKING:
     from .blocks.slots import ProbeConfig
@@ -138,6 +138,7 @@ def train(
     workers: Annotated[int, typer.Option(help="processes that read images", min=0)] = 0,
     keep: Annotated[int, typer.Option(help="checkpoints to keep besides the best", min=1)] = 2,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="mirror metrics to OUT/tensorboard")] = False,
+    accept: Accept = None,
 ) -> None:
     """Train a recipe. Under torchrun, all processes share each batch."""
     from .blocks.registry import override
@@ -145,7 +146,8 @@ def train(
 
     made = override(_with_data(find(recipe), data), settings or ())
     folder = out or Path("runs") / made.name
-    _train(made, folder, resume=resume, device=device, workers=workers, keep=keep, tensorboard=tensorboard)
+    options = {"workers": workers, "keep": keep, "tensorboard": tensorboard, "accept": accept or ()}
+    _train(made, folder, resume=resume, device=device, **options)
     if _leads():
         make_console().print(f"finished: {folder / 'model'}; measure it with: latelier eval {folder}", highlight=False)
 
@@ -159,12 +161,14 @@ def eval_command(
         typer.Option(help="folder for the JSON; default: MODEL/evaluation of a run, else evaluation", metavar="DIR"),
     ] = None,
     probes: Probes = None,
+    accept: Accept = None,
     device: Device = None,
 ) -> None:
     """Measure a model on held-out images: PSNR, SSIM, alignment, latent statistics, and a linear baseline."""
     asked = [_probe(text) for text in probes or ()]
     loaded, run = load_with_run(model, device)
-    for path in _evaluate(loaded, run, data, out or (run.folder if run else Path()) / "evaluation", probes=asked):
+    folder = out or (run.folder if run else Path()) / "evaluation"
+    for path in _evaluate(loaded, run, data, folder, probes=asked, accept=accept or ()):
         make_console().print(f"written: {path}", highlight=False)
 
 
@@ -200,10 +204,11 @@ def report(
     run: Annotated[Path, typer.Argument(help="a finished run folder", metavar="RUN")],
     data: DataFolder = None,
     probes: Probes = None,
+    accept: Accept = None,
     device: Device = None,
 ) -> None:
     """Measure a run and write RUN/report.html, one file that opens offline."""
-    print(_report(run, data, device, probes=[_probe(text) for text in probes or ()]))
+    print(_report(run, data, device, probes=[_probe(text) for text in probes or ()], accept=accept or ()))
 
 
 @app.command()
@@ -267,8 +272,9 @@ def _with_data(recipe: "Recipe", data: Path | None) -> "Recipe":
 
 
 def _train(recipe: "Recipe", folder: Path, *, resume: bool, device: str | None, **options: Any) -> None:
-    from .training import ProgressWatcher, Watcher, train
+    from .training import ProgressWatcher, Watcher, train, with_computing_teacher
 
+    recipe = with_computing_teacher(recipe)
     options |= {"resume": resume, "device": find_device(device)}
     if not _leads():
         train(recipe, folder, watcher=Watcher(), **options)
@@ -299,7 +305,13 @@ def _probe(text: str) -> "ProbeConfig":
 
 
 def _evaluate(
-    model: Any, run: "Run | None", data: Path | None, folder: Path, *, probes: "Sequence[ProbeConfig]" = ()
+    model: Any,
+    run: "Run | None",
+    data: Path | None,
+    folder: Path,
+    *,
+    probes: "Sequence[ProbeConfig]" = (),
+    accept: Sequence[str] = (),
 ) -> list[Path]:
     """Measure under the recipe's protocols, with its probes and those given; show and write the results."""
     from .evaluation import ArchetypePSNRConfig, evaluate, results_table, save_result
@@ -312,7 +324,8 @@ def _evaluate(
         protocols = run.recipe.evaluation
         if not protocols:
             raise ValueError(f"{run.folder}: the recipe {run.recipe.name!r} names no protocol in 'evaluation'")
-        settings = {"teacher": run.recipe.teacher, "predict_tokens": run.predict_tokens, "recipe": run.recipe}
+        settings = {"teacher": run.teacher, "predict_tokens": run.predict_tokens, "recipe": run.recipe}
+        settings |= {"teacher_spec": run.teacher_spec, "accept": accept}
         if data is None:
             settings["training"] = run.recipe.data.training()
         probes = [*run.recipe.probes, *(probe for probe in probes if probe not in run.recipe.probes)]
@@ -342,12 +355,19 @@ def _held_out(run: "Run | None", data: Path | None) -> Any:
     return run.recipe.data.held_out()
 
 
-def _report(folder: Path, data: Path | None, device: str | None, *, probes: "Sequence[ProbeConfig]" = ()) -> Path:
+def _report(
+    folder: Path,
+    data: Path | None,
+    device: str | None,
+    *,
+    probes: "Sequence[ProbeConfig]" = (),
+    accept: Sequence[str] = (),
+) -> Path:
     from .evaluation import write_report
     from .training import load_run
 
     run = load_run(folder, device=find_device(device))
-    _evaluate(run.model, run, data, folder / "evaluation", probes=probes)
+    _evaluate(run.model, run, data, folder / "evaluation", probes=probes, accept=accept)
     return write_report(folder, run.model, _held_out(run, data), protocol=run.recipe.evaluation[0])
 
 

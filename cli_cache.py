@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from .cli_common import Device, find_device, make_console, show_progress
+from .cli_common import Accept, Device, find_device, make_console, show_progress
 
 if TYPE_CHECKING:
     from .blocks.slots import TeacherConfig
@@ -52,12 +52,7 @@ def cache_command(
     on_error: Annotated[
         Literal["raise", "skip"], typer.Option(help="what to do with a file of --data that cannot be read")
     ] = "raise",
-    accept: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="field of the teacher's spec that may differ from that in --out (repeatable)", metavar="FIELD"
-        ),
-    ] = None,
+    accept: Accept = None,
     verify: Annotated[bool, typer.Option("--verify", help="compare checksums, and make anew what has changed")] = False,
     device: Device = None,
 ) -> None:

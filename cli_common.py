@@ -19,6 +19,12 @@ if TYPE_CHECKING:
 Device = Annotated[
     str | None, typer.Option(help="cpu, cuda, cuda:1, ...; default: CUDA where there is one", metavar="NAME")
 ]
+Accept = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--accept", help="field of the teacher's spec that may differ, such as version (repeatable)", metavar="FIELD"
+    ),
+]
 ModelName = Annotated[str, typer.Argument(help="a run folder, a model folder or file, or a hub id", metavar="MODEL")]
 
 

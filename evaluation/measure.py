@@ -1,6 +1,6 @@
 """Measure a model: reconstruction under a protocol, what its latents hold, and how that compares to linear codes."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from ..blocks.slots import (
     TeacherConfig,
     TeacherOutput,
 )
+from ..blocks.teacher_spec import TeacherSpec
 from .latents import LatentStatistics, PosteriorStatistics, evenly_spaced
 from .linear import PatchPCA, RidgeReadout, token_cosine
 from .metrics import summary
@@ -41,6 +42,8 @@ def evaluate(
     recipe: Part | None = None,
     probes: Sequence[ProbeConfig] = (),
     fit_images: int = 64,
+    teacher_spec: TeacherSpec | None = None,
+    accept: Collection[str] = (),
     on_progress: Progress | None = None,
 ) -> Result:
     """Measure ``model`` on the held-out images and return a result for :func:`~.results.save_result`.
@@ -52,13 +55,19 @@ def evaluate(
     Answers of ``probes`` stand under ``probes``, by short name; a probe may use ``training``, ``teacher`` and
     ``predict_tokens`` as well.
 
+    ``teacher_spec`` is that of the teacher that the model learnt from, with which it is compared to be measured;
+    ``accept`` names fields in which the one at hand may differ.
+
     Raises:
-        ValueError: an image that does not fit, a reconstruction that is not finite, or a teacher on another grid.
+        ValueError: an image that does not fit, a reconstruction that is not finite, or a teacher on another grid or
+            of another spec.
     """
     protocol = protocol or ArchetypePSNRConfig()
     progress = on_progress or (lambda stage, done, total: None)
     with frozen(model):
         alignment = _Alignment(model, teacher, predict_tokens) if teacher is not None else None
+        if alignment is not None and teacher_spec is not None:
+            _check_teacher(alignment.teacher.spec, teacher_spec, accept)
         baseline = fitted = None
         if training is not None and len(training):
             baseline, fitted = _fit(model, training, protocol, alignment, fit_images, progress)
@@ -92,6 +101,13 @@ def evaluate(
         "compression": 3 / values_per_pixel,
     }
     return plain(head | {"set": identify(numbers["images"])} | numbers | {"latents": space})
+
+
+def _check_teacher(spec: TeacherSpec, trained: TeacherSpec, accept: Collection[str]) -> None:
+    try:
+        spec.check(trained, where="the trained model", accept=accept)
+    except ValueError as error:
+        raise ValueError(f"{error}; --accept FIELD takes a difference that is known to be harmless") from None
 
 
 class _Alignment:

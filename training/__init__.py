@@ -1,7 +1,7 @@
 """Running recipes: data, stages, the loop, checkpoints."""
 
 from .alignment import ClassAlignmentConfig, FrechetConfig, PatchAlignmentConfig
-from .cached import CachedTeacher, CachedTeacherConfig, computing_teacher
+from .cached import CachedTeacher, CachedTeacherConfig, computing_teacher, with_computing_teacher
 from .caching import cache_features, every_picture
 from .checkpoints import Checkpoint, Checkpoints, Position, optimiser_tensors, restore_optimiser
 from .crops import BucketCropConfig, CentralCropConfig, CropConfig, NativeCropConfig, RandomCropConfig, bucket_shapes
@@ -98,4 +98,5 @@ __all__ = [
     "restore_optimiser",
     "train",
     "trainable_names",
+    "with_computing_teacher",
 ]

@@ -9,7 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from ..blocks.registry import decode
-from ..families.files import CheckpointError, assign, load_folder, read_config, read_tensors
+from ..blocks.slots import TeacherConfig
+from ..blocks.teacher_spec import TeacherSpec
+from ..families.files import WEIGHTS, CheckpointError, assign, load_folder, read_config, read_tensors
+from ..families.streams import read_stream
+from .cached import computing_teacher
+from .checkpoints import teacher_spec_in
 from .engine import MODEL, RECIPE, TERMS, objective_of
 from .objectives import NoisyAlignment
 from .recipe import Recipe
@@ -17,15 +22,23 @@ from .recipe import Recipe
 
 @dataclass(frozen=True)
 class Run:
-    """``predict_tokens`` maps whitened latents to teacher tokens, where an alignment head was trained.
+    """A finished run.
 
-    It is the head of the term ``objective/alignment`` or, without this term, the model's own token head.
+    ``predict_tokens`` maps whitened latents to teacher tokens, where an alignment head was trained: the head of the
+    term ``objective/alignment`` or, without this term, the model's own token head. ``teacher_spec`` says which teacher
+    the model learnt from; None where there was none, or where the run is older than such entries.
     """
 
     folder: Path
     recipe: Recipe
     model: Any
     predict_tokens: Callable[[Tensor], Tensor] | None
+    teacher_spec: TeacherSpec | None = None
+
+    @property
+    def teacher(self) -> TeacherConfig | None:
+        """The teacher that computes: the recipe's or, where that read a cache, the one behind it."""
+        return computing_teacher(self.recipe.teacher)
 
 
 def is_run(folder: Path) -> bool:
@@ -60,7 +73,10 @@ def load_run(folder: str | Path, *, device: str | torch.device = "cpu") -> Run:
     assign(terms, tensors, where=str(folder / TERMS))
     heads = [term for term in terms.to(device).eval().values() if isinstance(term, NoisyAlignment)]
     predict_tokens = heads[0].predict_tokens if heads else _own_tokens(model)
-    return Run(folder, recipe, model, predict_tokens)
+    weights = folder / MODEL / WEIGHTS
+    with read_stream(weights) as file:
+        spec = teacher_spec_in(dict(file.metadata() or {}), where=str(weights))
+    return Run(folder, recipe, model, predict_tokens, spec)
 
 
 def _own_tokens(model: Any) -> Callable[[Tensor], Tensor] | None:
