@@ -91,7 +91,8 @@ class SimilarityProbeConfig(ProbeConfig):
         return {name: value if math.isfinite(value) else None for name, value in values.items()}
 
     def columns(self, answer: Mapping[str, Any]) -> Columns:
-        return row_columns(self, answer)
+        """All but the control."""
+        return row_columns(self, answer, lambda row, number: row == answer["teacher_name"])
 
 
 @part("probe/retrieval")
@@ -228,7 +229,9 @@ class RetrievalProbeConfig(ProbeConfig):
         return by_token_head
 
     def columns(self, answer: Mapping[str, Any]) -> Columns:
-        return row_columns(self, answer)
+        """Retrieval at the smallest k, with its control, and the cosine."""
+        first = f"r@{min(self.ks)}_", "cos_token"
+        return row_columns(self, answer, lambda row, number: number.startswith(first))
 
 
 def _pooled(tokens: Tokens, pooling: str) -> Tensor:

@@ -89,7 +89,9 @@ class KNNProbeConfig(ProbeConfig):
         return found.head | {"rows": rows}
 
     def columns(self, answer: Mapping[str, Any]) -> Columns:
-        return row_columns(self, answer) | {f"{short_name(self)}, majority": (answer["majority"], "")}
+        """Accuracies by the most neighbours, and that of always answering the commonest class."""
+        found = row_columns(self, answer, lambda row, number: f"knn{max(self.ks)}_" in number)
+        return found | {f"{short_name(self)}, majority": (answer["majority"], "")}
 
 
 @part("probe/linear_probe")
@@ -155,7 +157,9 @@ class LinearProbeConfig(ProbeConfig):
         return found.head | {"sgd": {"epochs": EPOCHS, "batch": BATCH}, "rows": rows}
 
     def columns(self, answer: Mapping[str, Any]) -> Columns:
-        return row_columns(self, answer) | {f"{short_name(self)}, majority": (answer["majority"], "")}
+        """Top-1 accuracies, and that of always answering the commonest class."""
+        found = row_columns(self, answer, lambda row, number: "_top1_" in number)
+        return found | {f"{short_name(self)}, majority": (answer["majority"], "")}
 
 
 # --- what they share --------------------------------------------------------------------------------------------------
@@ -203,7 +207,7 @@ def _describe(
     if ref is not None:
         features[f"{ref.name}, mean"] = train[1].mean, test[1].mean
         tokens = train[1].cls, test[1].cls
-        if tokens[0] is not None and tokens[1] is not None:
+        if tokens[0] is not None and tokens[1] is not None and ref.teacher.spec.cls != "mean":
             if joined:
                 features[f"{ref.name}, mean+cls"] = (
                     torch.cat([train[1].mean, tokens[0].double()], dim=1),

@@ -1,11 +1,13 @@
 """Probes of maps: spatial self-similarity, and principal components as pictures."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import PIL.Image
 import torch
 from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor
 
 from ..blocks.registry import part
 from ..blocks.shapes import Map
@@ -172,13 +174,13 @@ class PCAMapsProbeConfig(ProbeConfig):
         return row_columns(self, answer)
 
 
-def three_component_share(maps: list[Map]) -> float | None:
+def three_component_share(maps: Sequence[Float[Tensor, "_ z _ _"]]) -> float | None:
     """Share of the variance over the positions of all maps in three principal components; None where nothing varies."""
     rows = torch.cat([rearrange(m.double(), "b c h w -> (b h w) c") for m in maps])
     rows = rows - rows.mean(dim=0)
-    variances = torch.linalg.svdvals(rows).square()
+    variances = torch.linalg.eigvalsh(rows.T @ rows).clamp_min(0)
     total = variances.sum().item()
-    return variances[:3].sum().item() / total if total > 0 else None
+    return variances[-3:].sum().item() / total if total > 0 else None
 
 
 def _reduced(picture: PIL.Image.Image, side: int) -> PIL.Image.Image:

@@ -10,7 +10,7 @@ from .results import number
 SHUFFLED = "_shuffled"
 
 
-def rows_of_answer(name: str, answer: Mapping[str, Any], note: str) -> str:
+def rows_of_answer(answer: Mapping[str, Any], note: str) -> str:
     """A note and a table with a column for each of the answer's rows, and one for each of their controls."""
     columns: dict[str, dict[str, float | None]] = {}
     for row, numbers in answer["rows"].items():
@@ -20,8 +20,9 @@ def rows_of_answer(name: str, answer: Mapping[str, Any], note: str) -> str:
             column[key.removesuffix(SHUFFLED)] = value
     keys = dict.fromkeys(key for column in columns.values() for key in column)
     rows = [[key, *(number(column.get(key)) for column in columns.values())] for key in keys]
-    where = page.paragraph(f"{escape(name)} ({answer['id']})", "note")
-    return f'<div class="probe">{page.paragraph(escape(note), "note")}{page.table(["", *columns], rows)}{where}</div>'
+    table = page.table(["", *columns], rows)
+    which = page.paragraph(f"{escape(answer['kind'])} ({answer['id']})", "note")
+    return f'<div class="probe">{page.paragraph(escape(note), "note")}{table}{which}</div>'
 
 
 def labelled(answer: Mapping[str, Any]) -> str:
@@ -33,35 +34,35 @@ def labelled(answer: Mapping[str, Any]) -> str:
     )
 
 
-def _knn(name: str, answer: Mapping[str, Any]) -> str:
+def _knn(answer: Mapping[str, Any]) -> str:
     note = (
         f"{labelled(answer)} Latents are averaged over positions, neighbours found by cosine, and votes weighted by "
         f"softmax(cosine / {answer['settings']['temperature']:g}). knn: held-out images among N for training. "
         "self_knn: each of all N images among the others."
     )
-    return rows_of_answer(name, answer, note)
+    return rows_of_answer(answer, note)
 
 
-def _linear_probe(name: str, answer: Mapping[str, Any]) -> str:
+def _linear_probe(answer: Mapping[str, Any]) -> str:
     settings, sgd = answer["settings"], answer["sgd"]
     note = (
         f"{labelled(answer)} A linear classifier of standardised means over positions, by ridge regression (penalty "
         f"{settings['penalty']:g}) or gradient descent ({sgd['epochs']} epochs, batches of {sgd['batch']}, rate "
         f"{settings['rate']:g} falling as a cosine)."
     )
-    return rows_of_answer(name, answer, note)
+    return rows_of_answer(answer, note)
 
 
-def _similarity(name: str, answer: Mapping[str, Any]) -> str:
+def _similarity(answer: Mapping[str, Any]) -> str:
     note = (
         f"Latents against {answer['teacher_name']} ({answer['teacher_spec_id']}), both averaged over positions, on "
         f"{_images(answer)}. Linear CKA; CKNNA and mutual k-NN look at the {answer['settings']['k']} nearest by "
         "cosine. Shuffled: against the teacher's features of other images."
     )
-    return rows_of_answer(name, answer, note)
+    return rows_of_answer(answer, note)
 
 
-def _retrieval(name: str, answer: Mapping[str, Any]) -> str:
+def _retrieval(answer: Mapping[str, Any]) -> str:
     note = (
         f"Tokens of {answer['teacher_name']} ({answer['teacher_spec_id']}) predicted from latents, on "
         f"{_images(answer)}. r@k: how often an image's own tokens are among the k of the highest cosine, averaged over "
@@ -70,10 +71,10 @@ def _retrieval(name: str, answer: Mapping[str, Any]) -> str:
     )
     for pooling, reason in answer.get("left_out", {}).items():
         note += f" Without {pooling}: {reason}."
-    return rows_of_answer(name, answer, note)
+    return rows_of_answer(answer, note)
 
 
-def _self_similarity(name: str, answer: Mapping[str, Any]) -> str:
+def _self_similarity(answer: Mapping[str, Any]) -> str:
     settings = answer["settings"]
     note = (
         f"Means over {_images(answer)} of cosines between the tokens of an image. lds: direct neighbours less pairs "
@@ -82,17 +83,17 @@ def _self_similarity(name: str, answer: Mapping[str, Any]) -> str:
         "predict how well generators learn from a teacher. selfsim_err: mean difference between both's cosines, 0 "
         "where maps are alike."
     )
-    return rows_of_answer(name, answer, note)
+    return rows_of_answer(answer, note)
 
 
-def _pca_maps(name: str, answer: Mapping[str, Any]) -> str:
-    fitted = "each image by itself" if answer["settings"]["fitted_on"] == "image" else "the images shown here"
+def _pca_maps(answer: Mapping[str, Any]) -> str:
+    fitted = "each image by itself" if answer["settings"]["fitted_on"] == "image" else "all images shown here"
     note = (
-        f"Three principal components as red, green and blue, of {fitted}. pca3_variance is the share of the variance "
-        "over all these positions that three components hold."
+        f"Three principal components as red, green and blue, fitted on {fitted}. pca3_variance is the share of the "
+        "variance over all their positions that three components hold."
     )
     figures = "".join(_strip(image) for image in answer["images"])
-    return rows_of_answer(name, answer, note) + f'<div class="strips">{figures}</div>'
+    return rows_of_answer(answer, note) + f'<div class="strips">{figures}</div>'
 
 
 def _strip(image: Mapping[str, Any]) -> str:
@@ -111,7 +112,7 @@ def _images(answer: Mapping[str, Any]) -> str:
     return f"{answer['set']['n']} {what} ({answer['set']['id']})"
 
 
-SECTIONS: dict[str, tuple[str, Callable[[str, Mapping[str, Any]], str]]] = {
+SECTIONS: dict[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {
     "probe/knn": ("Nearest neighbours", _knn),
     "probe/linear_probe": ("Linear probe", _linear_probe),
     "probe/similarity": ("Likeness to a teacher", _similarity),

@@ -26,7 +26,7 @@ def probe_sections(result: Result) -> Iterator[str]:
             )
         elif kind in SECTIONS:
             title, show = SECTIONS[kind]
-            yield page.section(title, *(show(name, answer) for name, answer in of_kind.items()))
+            yield page.section(title, *(show(answer) for answer in of_kind.values()))
         else:
             yield page.section(kind.partition("/")[2], *(_as_json(name, answer) for name, answer in of_kind.items()))
 

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
+import torch
+
 from ..blocks.registry import Part, encode
 from ..blocks.slots import ProbeContext, TeacherConfig
 from ..blocks.teachers import Teacher
@@ -52,7 +54,8 @@ def reference(probe: Part, config: TeacherConfig | None, model: Any, context: Pr
         )
     placed = config.for_stride(model.stride)
     if placed not in context.built:
-        context.built[placed] = placed.build()
+        with torch.random.fork_rng(devices=[]):  # a network draws weights before it gets its own
+            context.built[placed] = placed.build()
     first = next(chain(model.parameters(), model.buffers()))
     return Reference(placed, context.built[placed].to(first.device), teacher_name(placed, model.stride))
 

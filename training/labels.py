@@ -69,6 +69,8 @@ class LabelledFolderConfig(LabelsConfig):
         return self._sources()[1]
 
     def _sources(self) -> tuple[LabelledFolderSource, LabelledFolderSource]:
+        if not self.path:
+            raise PartError("labels.path", "is not given; name a folder that has a sub-folder for each class")
         names, root = list_images(self.path, where="labels.path"), Path(self.path).expanduser()
         if {_class_of(name) for name in names} == {TRAIN, TEST}:
             parts = [list_images(root / folder, where="labels.path") for folder in (TRAIN, TEST)]
