@@ -8,6 +8,7 @@ only, transformers norms every token with the same weights; here the norm is the
 Networks are built at their native size with ``dynamic_img_size``, so that timm fits their positions to each grid.
 """
 
+import inspect
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -172,7 +173,7 @@ def timm_backbone(
     given = {key: value for key, value in settings.items() if key != "dynamic_img_size"}
     shown = ", ".join(f"{key}={value}" for key, value in given.items())
     common = {"model": f"{name}({shown})" if shown else name, "weights": told, "version": timm.__version__}
-    if all(hasattr(network, x) for x in ("blocks", "num_prefix_tokens", "forward_intermediates", "norm")):
+    if has_tokens(network):
         return TimmTokens(network, **common, resampling=resampling, where=where)
     patch = map_patch(plan)
     if patch is None:
@@ -269,6 +270,13 @@ def token_norm(network: Any) -> nn.LayerNorm | None:
     over_tokens = nn.LayerNorm(len(norm.weight), eps=norm.eps)
     over_tokens.weight, over_tokens.bias = norm.weight, norm.bias
     return over_tokens
+
+
+def has_tokens(network: Any) -> bool:
+    """Whether a network gives the tokens of each of its blocks, prefix apart."""
+    if not all(hasattr(network, x) for x in ("blocks", "num_prefix_tokens", "forward_intermediates", "norm")):
+        return False
+    return "return_prefix_tokens" in inspect.signature(network.forward_intermediates).parameters
 
 
 def as_channels_first(features: Tensor, width: int) -> Float[Tensor, "b c h w"]:

@@ -6,6 +6,7 @@ LayerNorm over all tokens ends it. Weights are normal with standard deviation 0.
 matrices, biases zero: tokens of a random network differ from patch to patch, and depend on the picture.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -15,7 +16,15 @@ from einops import rearrange, repeat
 from torch import Tensor, nn
 
 from .attention import attend
-from .backbones import IMAGENET_MEAN, IMAGENET_STD, Backbone, Hidden, NetworkTeacher, NetworkTeacherConfig
+from .backbones import (
+    AS_IT_IS,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Backbone,
+    Hidden,
+    NetworkTeacher,
+    NetworkTeacherConfig,
+)
 from .registry import part
 from .rope import AxialRoPE
 from .shapes import Image, Tokens
@@ -81,7 +90,7 @@ class TinyViT(Backbone):
             elif name.endswith("bias"):
                 parameter.zero_()
 
-    def hidden(self, pixels: Image, layers: list[int]) -> list[Hidden]:
+    def hidden(self, pixels: Image, layers: Sequence[int]) -> list[Hidden]:
         x = self.embed(pixels)
         grid = (x.shape[2], x.shape[3])
         if self.table is not None:
@@ -146,8 +155,9 @@ class TinyViTConfig(NetworkTeacherConfig):
         return self.patch
 
     def for_stride(self, stride: int) -> "TinyViTConfig":
-        """With patches of ``stride`` pixels; its weights are random in any case."""
-        return replace(self, patch=stride)
+        """With patches of ``stride`` pixels, unless a rule of resizing is chosen; weights are random in any case."""
+        return replace(self, patch=stride) if self.resize == AS_IT_IS else self
 
     def build(self) -> NetworkTeacher:
-        return NetworkTeacher(TinyViT(self), self, name="teacher/tiny_vit")
+        with torch.random.fork_rng(devices=[]):  # layers draw weights that nobody keeps
+            return NetworkTeacher(TinyViT(self), self, name="teacher/tiny_vit")
