@@ -1,15 +1,17 @@
 """Training from a cache is training with the teacher, to the rounding of what is stored."""
 
-import json
 import os
 import shutil
-import subprocess
+import socket
 import sys
+import traceback
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import jaxtyping
 import numpy as np
 import PIL.Image
 import pytest
@@ -179,18 +181,38 @@ def test_workers_read_the_same_views(pictures: Path, cached: CachedTeacherConfig
         assert batches(2) == alone
 
 
+def one_of_two(rank: int, port: int, work: Callable[[], object]) -> int:
+    """Fork the process ``rank`` of a group of two, in the place of torchrun, which takes longer to start."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of threads, which sleep here
+        child = os.fork()
+    if child:
+        return child
+    try:
+        warnings.simplefilter("ignore")  # under the command line, too, warnings of torch end nothing
+        jaxtyping.config.update("jaxtyping_disable", True)
+        group = {"WORLD_SIZE": 2, "RANK": rank, "LOCAL_RANK": rank, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        os.environ |= {name: str(value) for name, value in group.items()}
+        work()
+    except BaseException:
+        traceback.print_exc(file=sys.__stderr__)
+        os._exit(1)
+    os._exit(0)
+
+
 def test_two_processes_train_from_a_cache_as_one_does(
-    pictures: Path, cached: CachedTeacherConfig, tmp_path: Path
+    pictures: Path, cached: CachedTeacherConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = recipe_of(pictures, cached, accumulate=1, precision="float32")
-    (tmp_path / "recipe.json").write_text(json.dumps(encode(recipe)))
+    no_teacher(monkeypatch)
     train(recipe, tmp_path / "alone")
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", "-m", "latelier"]
-    command += ["train", "recipe.json", "--out", "both", "--device", "cpu"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    children = [one_of_two(rank, port, lambda: train(recipe, tmp_path / "both", device="cpu")) for rank in range(2)]
+    assert [os.waitpid(child, 0)[1] for child in children] == [0, 0]
     alone, both = (read_records(tmp_path / run / "metrics.jsonl") for run in ("alone", "both"))
+    assert len(alone) == 4
     for line, other in zip(both, alone, strict=True):
         assert line.keys() == other.keys()
         for name in line.keys() & {"loss", "alignment", "validation_loss"}:
