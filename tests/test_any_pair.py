@@ -17,6 +17,7 @@ from latelier.blocks import (
     Flux2LatentsConfig,
     HOGConfig,
     PosteriorConfig,
+    PublishedConfig,
     SequenceBlockConfig,
     SkipDecoderConfig,
     StackEncoderConfig,
@@ -29,8 +30,14 @@ from latelier.families import DiffAEConfig, DinacAEConfig
 from latelier.recipes import Recipe, dinac_ae, semdisdiffae
 from latelier.training import CachedTeacherConfig, ClassAlignmentConfig, FolderDataConfig, train
 
-OFFLINE = {"teacher/flux2_latents": {"weights": None}}
-"""Settings of teachers whose default would fetch weights."""
+SHAPE = [["embed_dim", 32], ["depth", 1], ["num_heads", 2], ["img_size", 28]]
+CONFIG = [["hidden_size", 32], ["num_hidden_layers", 1], ["num_attention_heads", 2], ["image_size", 28]]
+OFFLINE: dict[str, dict[str, Any]] = {
+    "teacher/flux2_latents": {"weights": None},
+    "teacher/timm": {"model": "vit_small_patch14_reg4_dinov2", "settings": SHAPE, "random_init": True},
+    "teacher/transformers": {"model": "dinov2", "settings": [*CONFIG, ["patch_size", 14]], "random_init": True},
+}
+"""Settings of teachers whose default would fetch weights; small ones of both libraries stand for published families."""
 
 BLOCKS: list[BlockConfig] = [
     *(decode(cls.kind, BlockConfig) for cls in parts(BlockConfig)),
@@ -42,7 +49,8 @@ TEACHERS: list[TeacherConfig] = [
     *(
         decode({"kind": cls.kind} | OFFLINE.get(cls.kind, {}), TeacherConfig)
         for cls in parts(TeacherConfig)
-        if cls is not CachedTeacherConfig  # needs the folder of a cache; test_cached_training.py has some
+        if not issubclass(cls, CachedTeacherConfig | PublishedConfig)
+        # the first needs the folder of a cache, which test_cached_training.py has; the others are too large
     ),
     HOGConfig(cells=4, orientations=4),
 ]
