@@ -185,12 +185,12 @@ class NetworkTeacher(Teacher):
 
 
 def _in_dtype(backbone: Backbone, dtype: torch.dtype) -> Backbone:
-    """Parameters in a dtype; other tensors stay float32, since tables of RoPE in half precision turn the wrong way."""
-    for module in backbone.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.to(dtype)
-        for parameter in module.parameters(recurse=False):
-            parameter.data = parameter.data.to(dtype)
+    """In a dtype, apart from tables of RoPE, which turn the wrong way in half precision."""
+    kept = {name: buffer for name, buffer in backbone.named_buffers() if "rope" in name and buffer.is_floating_point()}
+    backbone.to(dtype)
+    for name, buffer in kept.items():
+        owner, _, last = name.rpartition(".")
+        setattr(backbone.get_submodule(owner), last, buffer)
     return backbone
 
 

@@ -18,7 +18,7 @@ from .registry import part
 from .timm_backbones import create, map_patch, square, timm_backbone
 from .transformers_backbones import CONVNEXT, transformers_backbone, vision_config
 
-Settings = tuple[tuple[str, int | float | str | bool | tuple[int, ...] | tuple[float, ...]], ...]
+Settings = tuple[tuple[str, int | float | str | bool | tuple[int | float, ...]], ...]
 """Pairs of a name and a value, as JSON can hold them: (("embed_dim", 32), ("depth", 2))."""
 
 

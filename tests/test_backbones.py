@@ -355,7 +355,7 @@ def test_half_precision_is_close_and_its_tokens_are_float32(dtype: Any) -> None:
     assert 0 < error < 0.03
 
 
-def test_tables_and_other_buffers_stay_float32_in_half_precision() -> None:
+def test_tables_of_rope_stay_float32_in_half_precision() -> None:
     built = replace(SMALL, dtype="bfloat16").build()
     buffers = {name: buffer for name, buffer in built.backbone.named_buffers() if buffer.is_floating_point()}
     assert buffers
