@@ -325,6 +325,7 @@ def _evaluate(
         if not protocols:
             raise ValueError(f"{run.folder}: the recipe {run.recipe.name!r} names no protocol in 'evaluation'")
         settings = {"teacher": run.teacher, "predict_tokens": run.predict_tokens, "recipe": run.recipe}
+        settings |= {"grid": run.grid, "standardise": run.standardise}
         settings |= {"teacher_spec": run.teacher_spec, "accept": accept}
         if data is None:
             settings["training"] = run.recipe.data.training()

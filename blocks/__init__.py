@@ -3,6 +3,7 @@
 if __name__ != "latelier.blocks":  # Python was started inside the checkout and would load a second copy
     raise ImportError("import latelier.blocks, not blocks")
 
+from .adaptive import GradientRatioConfig
 from .attention import BACKENDS, attend, use_attention, why_not
 from .backbones import (
     IMAGENET_MEAN,
@@ -20,6 +21,7 @@ from .draws import Draws, address, cpu_normal
 from .fcdm import FCDMBlock, FCDMBlockConfig
 from .flux2 import Flux2Latents, Flux2LatentsConfig
 from .frechet import FeatureQueue, FrechetLoss, Moments, frechet_distance, moments
+from .grids import GridConfig, ResampleGridConfig, StrictGridConfig
 from .heads import DINOTokenHead, DINOTokenHeadConfig, NoisyLatentHead, NoisyLatentHeadConfig
 from .hog import HOG, HOGConfig
 from .latent_norm import NoNormConfig, WhiteningConfig, dewhiten, whiten
@@ -48,6 +50,16 @@ from .pretrained import (
     TimmConfig,
     TransformersConfig,
 )
+from .projectors import (
+    ConvProjectorConfig,
+    LinearProjectorConfig,
+    MLPProjectorConfig,
+    NoProjectorConfig,
+    Projector,
+    ProjectorConfig,
+    ReverseProjectorConfig,
+)
+from .readings import ModeReadingConfig, NoisedReadingConfig, ReadingConfig, SampleReadingConfig
 from .registry import Part, PartError, decode, differences, discover, encode, override, part, parts
 from .resize import (
     FixedResizeConfig,
@@ -106,6 +118,14 @@ from .teacher_spec import TeacherSpec
 from .teachers import Teacher
 from .time import TimeEmbedding, sinusoids
 from .tiny_vit import TinyViT, TinyViTConfig
+from .token_losses import (
+    gram_error,
+    marginal_cosine,
+    marginal_distances,
+    self_similarity,
+    similarity_distance,
+    square_error,
+)
 from .vp import (
     Beta22TimesConfig,
     UniformTimesConfig,
@@ -136,6 +156,7 @@ __all__ = [
     "ChannelRMSNorm",
     "ChannelZScoreConfig",
     "CheckpointError",
+    "ConvProjectorConfig",
     "CorruptionConfig",
     "DINOTokenHead",
     "DINOTokenHeadConfig",
@@ -160,6 +181,8 @@ __all__ = [
     "Flux2Latents",
     "Flux2LatentsConfig",
     "FrechetLoss",
+    "GradientRatioConfig",
+    "GridConfig",
     "HOGConfig",
     "HeadConfig",
     "Hidden",
@@ -169,14 +192,19 @@ __all__ = [
     "LabelsConfig",
     "LatentNormConfig",
     "LatentSpec",
+    "LinearProjectorConfig",
     "LowRankDelta",
     "MAEConfig",
+    "MLPProjectorConfig",
+    "ModeReadingConfig",
     "Moments",
     "NearestResizeConfig",
     "NetworkTeacher",
     "NetworkTeacherConfig",
     "NoNormConfig",
+    "NoProjectorConfig",
     "NoResizeConfig",
+    "NoisedReadingConfig",
     "NoisyLatentHead",
     "NoisyLatentHeadConfig",
     "ObjectiveConfig",
@@ -191,15 +219,21 @@ __all__ = [
     "PretrainedConfig",
     "ProbeConfig",
     "ProbeContext",
+    "Projector",
+    "ProjectorConfig",
     "ProtocolConfig",
     "Published",
     "PublishedConfig",
     "RMSNorm",
     "RandomTokenLogSNRConfig",
     "RateConfig",
+    "ReadingConfig",
+    "ResampleGridConfig",
     "Resampling",
     "ResizeConfig",
+    "ReverseProjectorConfig",
     "RoPEAttention",
+    "SampleReadingConfig",
     "SandwichDiTBlock",
     "ScheduleConfig",
     "SequenceBlock",
@@ -213,6 +247,7 @@ __all__ = [
     "StackEncoderConfig",
     "StandardiseConfig",
     "StepState",
+    "StrictGridConfig",
     "StrideResizeConfig",
     "TIPSConfig",
     "Teacher",
@@ -256,11 +291,14 @@ __all__ = [
     "fit_channels",
     "frechet_distance",
     "from_transformers",
+    "gram_error",
     "inverse_variance",
     "last_layers",
     "latent_energy",
     "latent_scale",
     "linear_grid",
+    "marginal_cosine",
+    "marginal_distances",
     "mark",
     "moments",
     "negative_cosine",
@@ -277,10 +315,13 @@ __all__ = [
     "rope_angles",
     "rope_periods",
     "rotate",
+    "self_similarity",
     "sid2_weight",
+    "similarity_distance",
     "sinusoids",
     "smooth_l1",
     "spec_of",
+    "square_error",
     "unpatchify",
     "use_attention",
     "variance_expansion",

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from .adaptive import GradientRatioConfig
 from .registry import Part, short_name
 from .shapes import Image, Latent, Map, Times
 
@@ -237,6 +238,8 @@ class ObjectiveConfig(Part, ABC):
 
     slot: ClassVar[str] = "objective"
     weight: float
+    adaptive: GradientRatioConfig | None = None
+    """How the weight follows gradients, for terms that have this as a field; None is a fixed weight."""
 
     @abstractmethod
     def build(self, model: FamilyConfig, teacher: TeacherConfig | None) -> nn.Module: ...

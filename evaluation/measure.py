@@ -1,11 +1,15 @@
 """Measure a model: reconstruction under a protocol, what its latents hold, and how that compares to linear codes."""
 
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import nn
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
 
+from ..blocks.grids import GridConfig, Pair, StrictGridConfig
 from ..blocks.registry import Part, encode
 from ..blocks.shapes import Image, Latent, Tokens
 from ..blocks.slots import (
@@ -17,6 +21,7 @@ from ..blocks.slots import (
     TeacherConfig,
     TeacherOutput,
 )
+from ..blocks.standardise import StandardiseConfig
 from ..blocks.teacher_spec import TeacherSpec
 from .latents import LatentStatistics, PosteriorStatistics, evenly_spaced
 from .linear import PatchPCA, RidgeReadout, token_cosine
@@ -39,6 +44,8 @@ def evaluate(
     protocol: ProtocolConfig | None = None,
     teacher: TeacherConfig | None = None,
     predict_tokens: PredictTokens | None = None,
+    grid: GridConfig = StrictGridConfig(),
+    standardise: StandardiseConfig | None = None,
     recipe: Part | None = None,
     probes: Sequence[ProbeConfig] = (),
     fit_images: int = 64,
@@ -52,6 +59,8 @@ def evaluate(
     with as many values as the latent (``baseline``, under the same protocol), and, with a teacher, the ridge readout
     from latents to its tokens (``alignment.ridge_cosine``). ``predict_tokens`` gives ``alignment.head_cosine``; a model
     with a token head and a teacher of its width, with a class token, give ``alignment.class_cosine``.
+    ``grid`` says how tokens are compared where the teacher's grid is not that of the latents, ``standardise`` what is
+    done to the teacher's patch tokens first: both are those of a run's alignment, and stand in the result beside it.
     Answers of ``probes`` stand under ``probes``, by short name; a probe may use ``training``, ``teacher`` and
     ``predict_tokens`` as well.
 
@@ -59,13 +68,15 @@ def evaluate(
     ``accept`` names fields in which the one at hand may differ.
 
     Raises:
-        ValueError: an image that does not fit, a reconstruction that is not finite, or a teacher on another grid or
-            of another spec.
+        ValueError: an image that does not fit, a reconstruction that is not finite, or a teacher on another grid
+            (where ``grid`` does not resample) or of another spec.
     """
     protocol = protocol or ArchetypePSNRConfig()
     progress = on_progress or (lambda stage, done, total: None)
     with frozen(model):
-        alignment = _Alignment(model, teacher, predict_tokens) if teacher is not None else None
+        alignment = None
+        if teacher is not None:
+            alignment = _Alignment(model, teacher, predict_tokens, grid, standardise)
         if alignment is not None and teacher_spec is not None:
             _check_teacher(alignment.teacher.spec, teacher_spec, accept)
         baseline = fitted = None
@@ -85,7 +96,8 @@ def evaluate(
         if baseline is not None:
             numbers["baseline"] = _baseline(baseline, held_out, protocol, numbers["images"], fitted, progress)
     if probes:
-        context = ProbeContext(training=training, teacher=teacher, predict_tokens=predict_tokens)
+        head = predict_tokens if standardise is None else None  # probes compare with the teacher's tokens as they are
+        context = ProbeContext(training=training, teacher=teacher, predict_tokens=head)
         if alignment is not None:
             context.built[alignment.config] = alignment.teacher
         numbers["probes"] = _answers(probes, model, held_out, protocol, context, progress)
@@ -94,13 +106,13 @@ def evaluate(
     space = latents.report()
     values_per_pixel = space["channels"] / model.stride**2
     space["posterior"] = posteriors.report(values_per_pixel=values_per_pixel)
-    head = origin(model, protocol, recipe=recipe)
-    head["model"] |= {
+    start = origin(model, protocol, recipe=recipe)
+    start["model"] |= {
         "stride": model.stride,
         "latent_channels": space["channels"],
         "compression": 3 / values_per_pixel,
     }
-    return plain(head | {"set": identify(numbers["images"])} | numbers | {"latents": space})
+    return plain(start | {"set": identify(numbers["images"])} | numbers | {"latents": space})
 
 
 def _check_teacher(spec: TeacherSpec, trained: TeacherSpec, accept: Collection[str]) -> None:
@@ -110,45 +122,63 @@ def _check_teacher(spec: TeacherSpec, trained: TeacherSpec, accept: Collection[s
         raise ValueError(f"{error}; --accept FIELD takes a difference that is known to be harmless") from None
 
 
+Column = Float[Tensor, "b z n 1"]
+"""A map one position wide, as readouts take positions that are on no grid of latents."""
+
+
 class _Alignment:
     """Cosines between teacher tokens and what is predicted of them, an image at a time."""
 
-    def __init__(self, model: nn.Module, config: TeacherConfig, predict_tokens: PredictTokens | None) -> None:
-        self.config, self.predict_tokens = config, predict_tokens
+    def __init__(
+        self,
+        model: nn.Module,
+        config: TeacherConfig,
+        predict_tokens: PredictTokens | None,
+        grid: GridConfig,
+        standardise: StandardiseConfig | None,
+    ) -> None:
+        self.config, self.predict_tokens, self.grid, self.standardise = config, predict_tokens, grid, standardise
         self.model: Any = model
-        self.teacher = config.build().eval().to(next(model.parameters()).device)
+        device = next(model.parameters()).device
+        self.teacher = config.build().eval().to(device)
+        self.standard = nn.Identity() if standardise is None else standardise.build(config.features).to(device)
         head = getattr(self.model.config, "token_head", None) if hasattr(model, "predict_features") else None
         self.reads_class = head is not None and head.features == config.features
         self.readout: RidgeReadout | None = None
         self.classes: list[Tokens] = []
         self.cosines: dict[str, list[float]] = {}
 
-    def describe(self, original: Image, latent: Latent) -> TeacherOutput:
+    def describe(self, original: Image) -> TeacherOutput:
         out: TeacherOutput = self.teacher((placed_like(self.model, original).float() + 1) / 2)
-        if out.grid != tuple(latent.shape[2:]):
-            grids = ["x".join(map(str, grid)) for grid in (out.grid, latent.shape[2:])]
-            raise ValueError(
-                f"alignment: the grid of {self.config.kind!r} is {grids[0]} where that of the latents is {grids[1]}; "
-                "choose a teacher whose patch is the model's stride"
-            )
-        return out
+        return replace(out, patches=self.standard(out.patches))
+
+    def match(self, tokens: Float[Tensor, "b k c"], latent: Latent, out: TeacherOutput) -> Pair:
+        """Tokens that lie on the grid of the latent, and the teacher's, brought together by the rule."""
+        mine = TeacherOutput(tokens, (latent.shape[2], latent.shape[3]))
+        return self.grid.match(mine, out, where=f"alignment with {self.config.kind!r}")
+
+    def match_latent(self, latent: Latent, out: TeacherOutput) -> tuple[Column, Tokens]:
+        """The positions of the latent where the teacher has tokens, in one column, and those tokens."""
+        positions, tokens = self.match(rearrange(latent, "b z h w -> b (h w) z"), latent, out)
+        return rearrange(positions, "b n z -> b z n 1"), tokens
 
     def observe(self, original: Image, latent: Latent) -> None:
         """Take in a training image, for the yardsticks."""
-        out = self.describe(original, latent)
+        out = self.describe(original)
         self.readout = self.readout or RidgeReadout(latent=latent.shape[1], features=self.config.features)
-        self.readout.observe(latent, out.patches)
+        self.readout.observe(*self.match_latent(latent, out))
         if out.cls is not None:
             self.classes.append(out.cls[:, None].cpu().double())
 
     def score(self, measured: Measured) -> None:
-        out, latent = self.describe(measured.original, measured.latent), measured.latent
-        pairs: dict[str, tuple[Tokens, Tokens]] = {}
+        out, latent = self.describe(measured.original), measured.latent
+        positions, patches = self.match_latent(latent, out)
+        pairs: dict[str, Pair] = {}
         if self.predict_tokens is not None:
-            pairs["head_cosine"] = self.predict_tokens(latent), out.patches
+            pairs["head_cosine"] = self.match(self.predict_tokens(latent), latent, out)
         if self.readout is not None:
-            pairs["ridge_cosine"] = self.readout.predict(latent), out.patches
-            pairs["mean_token_cosine"] = self.readout.mean_token.expand(out.patches.shape), out.patches
+            pairs["ridge_cosine"] = self.readout.predict(positions), patches
+            pairs["mean_token_cosine"] = self.readout.mean_token.expand(patches.shape), patches
         if out.cls is not None and self.reads_class:
             theirs = out.cls[:, None]
             pairs["class_cosine"] = self.model.predict_features(latent).cls[:, None], theirs
@@ -161,9 +191,10 @@ class _Alignment:
 
     def report(self) -> dict[str, Any]:
         """Means over images; ``mean_token_cosine`` and ``mean_class_cosine`` are those of always answering the mean."""
-        return {"teacher": encode(self.config), "teacher_id": self.config.id} | {
-            name: summary(cosines)["mean"] for name, cosines in self.cosines.items()
-        }
+        compared = {"teacher": encode(self.config), "teacher_id": self.config.id, "grid": encode(self.grid)}
+        if self.standardise is not None:
+            compared["standardise"] = encode(self.standardise)
+        return compared | {name: summary(cosines)["mean"] for name, cosines in self.cosines.items()}
 
 
 def _fit(

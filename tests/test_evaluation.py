@@ -337,8 +337,8 @@ def test_a_token_head_is_not_asked_about_a_teacher_of_another_width() -> None:
 
 def test_a_teacher_on_another_grid_is_refused() -> None:
     message = (
-        "alignment: the grid of 'teacher/hog' is 10x14 where that of the latents is 5x7; "
-        "choose a teacher whose patch is the model's stride"
+        "alignment with 'teacher/hog': the teacher's grid is (10, 14), the latent's (5, 7); "
+        "choose a teacher whose patch equals the model's stride, or resample with the grid rule 'grid/resample'"
     )
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         evaluate(Shifted(0.1), HELD_OUT, teacher=HOGConfig(patch=2))

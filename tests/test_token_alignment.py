@@ -170,7 +170,7 @@ def test_patch_tokens_on_another_grid_are_refused() -> None:
         PatchAlignmentConfig().build(MODEL, TEACHER)(state)
     assert str(caught.value) == (
         "objective/patch_alignment: the teacher's grid is (1, 1), the latent's (2, 3); "
-        "choose a teacher whose patch equals the model's stride"
+        "choose a teacher whose patch equals the model's stride, or resample with the grid rule 'grid/resample'"
     )
 
 

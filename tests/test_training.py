@@ -297,7 +297,7 @@ def test_an_alignment_target_on_another_grid_is_refused() -> None:
         AlignmentConfig(head=HEAD).build(MODEL, HOGConfig())(state)
     assert str(caught.value) == (
         "objective/alignment: the teacher's grid is (1, 1), the latent's (2, 2); "
-        "choose a teacher whose patch equals the model's stride"
+        "choose a teacher whose patch equals the model's stride, or resample with the grid rule 'grid/resample'"
     )
 
 

@@ -1,5 +1,6 @@
 """Running recipes: data, stages, the loop, checkpoints."""
 
+from .adaptive import AdaptiveWeights
 from .alignment import ClassAlignmentConfig, FrechetConfig, PatchAlignmentConfig
 from .cached import CachedTeacher, CachedTeacherConfig, computing_teacher, with_computing_teacher
 from .caching import cache_features, every_picture
@@ -7,6 +8,7 @@ from .checkpoints import Checkpoint, Checkpoints, Position, optimiser_tensors, r
 from .crops import BucketCropConfig, CentralCropConfig, CropConfig, NativeCropConfig, RandomCropConfig, bucket_shapes
 from .ema import Average
 from .engine import Trainer, TrainingError, objective_of, train
+from .feature_terms import ClassCosineConfig, FeatureMSEConfig, FeatureObjectiveConfig, PatchCosineConfig
 from .labels import LabelledFolderConfig, LabelledFolderSource
 from .loader import Batch, ImageLoader, held_out_batches, held_out_crops
 from .objectives import (
@@ -24,6 +26,7 @@ from .order import Group, Order, Shuffled, permutation
 from .progress import ProgressWatcher
 from .recipe import Recipe, StageConfig, trainable_names
 from .records import Records, Watcher, read_records
+from .relation_terms import GramConfig, SelfSimilarityConfig, VFConfig
 from .runs import Run, is_run, load_run, read_recipe
 from .sources import FolderDataConfig, FolderSource, PhotographsConfig, PhotographSource, list_images
 from .starts import LogSNRStartConfig, PCAStartConfig, StartConfig, WeightsConfig
@@ -31,6 +34,7 @@ from .world import World, join
 
 __all__ = [
     "AdamWConfig",
+    "AdaptiveWeights",
     "AlignmentConfig",
     "Average",
     "Batch",
@@ -41,12 +45,16 @@ __all__ = [
     "Checkpoint",
     "Checkpoints",
     "ClassAlignmentConfig",
+    "ClassCosineConfig",
     "ConstantRateConfig",
     "CosineRateConfig",
     "CropConfig",
+    "FeatureMSEConfig",
+    "FeatureObjectiveConfig",
     "FolderDataConfig",
     "FolderSource",
     "FrechetConfig",
+    "GramConfig",
     "Group",
     "ImageLoader",
     "InverseVarianceConfig",
@@ -61,6 +69,7 @@ __all__ = [
     "Order",
     "PCAStartConfig",
     "PatchAlignmentConfig",
+    "PatchCosineConfig",
     "PhotographSource",
     "PhotographsConfig",
     "Position",
@@ -69,12 +78,14 @@ __all__ = [
     "Recipe",
     "Records",
     "Run",
+    "SelfSimilarityConfig",
     "Shuffled",
     "StageConfig",
     "StartConfig",
     "Trainer",
     "TrainingError",
     "TrapezoidRateConfig",
+    "VFConfig",
     "VPReconstructionConfig",
     "VarianceExpansionConfig",
     "Watcher",

@@ -11,10 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..blocks import losses
+from ..blocks.adaptive import GradientRatioConfig
 from ..blocks.frechet import FrechetLoss
+from ..blocks.grids import GridConfig, StrictGridConfig
 from ..blocks.registry import part
 from ..blocks.slots import FamilyConfig, ObjectiveConfig, StepState, TeacherConfig, TeacherOutput
-from .objectives import needed_teacher, teacher_tokens
+from .objectives import needed_teacher
 
 
 def token_head_width(term: ObjectiveConfig, model: FamilyConfig, teacher: TeacherConfig | None) -> int:
@@ -56,24 +58,31 @@ def teacher_class(state: StepState, term: str) -> Tensor:
 class PatchAlignment(nn.Module):
     """Minus the cosine of the head's patch tokens to the teacher's."""
 
+    def __init__(self, grid: GridConfig) -> None:
+        super().__init__()
+        self.grid = grid
+
     def forward(self, state: StepState) -> Tensor:
         prediction = clean_prediction(state)
-        target = teacher_tokens(state, prediction.grid, PatchAlignmentConfig.kind)
-        return losses.negative_cosine(prediction.patches, target)
+        assert state.features is not None
+        return losses.negative_cosine(*self.grid.match(prediction, state.features, where=PatchAlignmentConfig.kind))
 
 
 @part("objective/patch_alignment")
 class PatchAlignmentConfig(ObjectiveConfig):
     """Alignment of clean latents with the teacher's patch tokens, by the model's own head.
 
-    The weight is that of SemDisDiffAE's alignment; DINAC-AE's is not published.
+    The weight is that of SemDisDiffAE's alignment; DINAC-AE's is not published. ``grid`` says what happens where the
+    teacher's grid is not that of the latents, ``adaptive`` how the weight follows gradients, if it does.
     """
 
     weight: float = 0.01
+    grid: GridConfig = StrictGridConfig()
+    adaptive: GradientRatioConfig | None = None
 
     def build(self, model: FamilyConfig, teacher: TeacherConfig | None) -> PatchAlignment:
         token_head_width(self, model, teacher)
-        return PatchAlignment()
+        return PatchAlignment(self.grid)
 
 
 class ClassAlignment(nn.Module):
@@ -90,10 +99,12 @@ class ClassAlignment(nn.Module):
 class ClassAlignmentConfig(ObjectiveConfig):
     """Alignment of clean latents with the teacher's class token, by the model's own head.
 
-    The weight is that of SemDisDiffAE's alignment; DINAC-AE's is not published.
+    The weight is that of SemDisDiffAE's alignment; DINAC-AE's is not published. ``adaptive`` says how it follows
+    gradients, if it does.
     """
 
     weight: float = 0.01
+    adaptive: GradientRatioConfig | None = None
 
     def build(self, model: FamilyConfig, teacher: TeacherConfig | None) -> ClassAlignment:
         token_head_width(self, model, teacher)

@@ -7,7 +7,7 @@ Launch many processes with torchrun; the batch of a stage is the whole of all pr
 
 import json
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -31,6 +31,9 @@ from .records import Records, Watcher
 from .world import World, join
 
 MODEL, TERMS, RECIPE = "model", "objective.safetensors", "recipe.json"
+
+Inputs = tuple[Tensor, TeacherOutput | None, Draws]
+"""Of an objective: images, what the teacher says of them, random numbers."""
 
 
 class TrainingError(RuntimeError):
@@ -163,10 +166,12 @@ class Trainer:
             self.model.load_state_dict(checkpoint.group("model"))
             self.average.model.load_state_dict(checkpoint.group("average"))
             self.objective.terms.load_state_dict(checkpoint.group("terms"))
+            self.objective.adaptive.restore(checkpoint.group("adaptive"))
         self.average.decay = stage.ema
         learns = trainable_names([name for name, _ in self.model.named_parameters()], stage)
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(name in learns)
+        self.objective.adaptive.check_anchors_learn(self.model, stage=stage.name)
         self.optimiser = stage.optimiser.build((n, p) for n, p in self.objective.named_parameters() if p.requires_grad)
         if checkpoint is not None:
             restore_optimiser(self.optimiser, checkpoint.group("optimiser"))
@@ -221,31 +226,45 @@ class Trainer:
 
     def _recorded(self, values: Tensor, norm: Tensor) -> dict[str, float]:
         terms = dict(zip(self.objective.weights, values.tolist(), strict=True))
+        terms |= {f"{name}_weight": weight for name, weight in self.objective.adaptive.effective().items()}
         rate = self.optimiser.param_groups[0]["lr"]
         return {"loss": self.objective.total(values).item(), **terms, "gradient_norm": norm.item(), "rate": rate}
 
     def _accumulate(self, module: nn.Module, stage: StageConfig, batch: Batch, step: int) -> tuple[Tensor, Tensor]:
         """Sum the gradients of a batch part by part; return the terms' mean values and the latents' mean moments."""
         self.optimiser.zero_grad(set_to_none=True)
-        device, parts = self.world.device, stage.accumulate
-        size = len(batch.images) // parts
-        first = self.world.rank * len(batch.images)
+        parts, objective = stage.accumulate, self.objective
+        inputs: Iterable[Inputs] = (self._inputs(stage, batch, step, part) for part in range(parts))
+        if objective.adaptive and parts > 1:
+            inputs = list(inputs)  # the teacher is asked once
+            objective.adaptive.settle([self._look_ahead(stage, given) for given in inputs], self.world.average)
         values, moments = [], []
-        for part in range(parts):
-            span = slice(part * size, (part + 1) * size)
-            images = batch.images[span]
-            draws = Draws(
-                address(self.recipe.seed, stage.name), step, first=first + part * size, batch=size, device=device
-            )
+        for part, given in enumerate(inputs):
             more_to_come = part < parts - 1
             with module.no_sync() if isinstance(module, DistributedDataParallel) and more_to_come else nullcontext():
                 with self._autocast(stage):
-                    features = self._features(images, batch.names[span], batch.views[span])
-                    terms, part_moments = module(images, features, draws)
-                (self.objective.total(terms) / parts).backward()
+                    terms, part_moments = module(*given)
+                if objective.adaptive and parts == 1:
+                    objective.adaptive.settle([objective.anchor_gradients()], self.world.average)
+                (objective.total(terms) / parts).backward()
             values.append(terms.detach())
             moments.append(part_moments)
         return torch.stack(values).mean(0), torch.stack(moments).mean(0)
+
+    def _inputs(self, stage: StageConfig, batch: Batch, step: int, part: int) -> Inputs:
+        """What the objective is given for a part of this process's batch."""
+        size = len(batch.images) // stage.accumulate
+        span = slice(part * size, (part + 1) * size)
+        images, first = batch.images[span], self.world.rank * len(batch.images) + part * size
+        draws = Draws(address(self.recipe.seed, stage.name), step, first=first, batch=size, device=self.world.device)
+        with self._autocast(stage):
+            return images, self._features(images, batch.names[span], batch.views[span]), draws
+
+    def _look_ahead(self, stage: StageConfig, given: Inputs) -> dict[str, Tensor]:
+        """Gradients at the anchors for a part of a batch, from which nothing is learned yet."""
+        with self._autocast(stage):
+            values, _ = self.objective.values_of(self.objective.adaptive.concerned, *given)
+        return self.objective.adaptive.gradients(values, self.model)
 
     def _loader(self, stage: StageConfig, purpose: str, *, workers: int = 0, shared: bool = False) -> ImageLoader:
         """Batches for a purpose; ``shared`` gives every process the whole of each."""
@@ -358,6 +377,7 @@ class Trainer:
                 "model": self.model.state_dict(),
                 "average": self.average.model.state_dict(),
                 "terms": self.objective.terms.state_dict(),
+                "adaptive": self.objective.adaptive.kept(),
                 "optimiser": optimiser_tensors(self.optimiser),
             }
             self.checkpoints.save(position, groups)

@@ -1,13 +1,15 @@
 """Terms of training objectives, as parts. Each reads what it needs from a :class:`StepState` and returns one number."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from ..blocks import losses
+from ..blocks.adaptive import GradientRatioConfig
 from ..blocks.draws import Draws
+from ..blocks.grids import GridConfig, Pair, StrictGridConfig
 from ..blocks.heads import NoisyLatentHeadConfig
 from ..blocks.posterior import EncoderPosterior
 from ..blocks.registry import part
@@ -22,6 +24,7 @@ from ..blocks.slots import (
     TimesConfig,
 )
 from ..blocks.vp import Beta22TimesConfig, UniformTimesConfig, sid2_weight
+from .adaptive import AdaptiveWeights, short
 
 
 class VPReconstruction(nn.Module):
@@ -67,20 +70,19 @@ class VPReconstructionConfig(ObjectiveConfig):
 class NoisyAlignment(nn.Module):
     """Noise the whitened latent, let the head predict the teacher's tokens, compare by cosine."""
 
-    def __init__(self, head: nn.Module, times: TimesConfig) -> None:
+    def __init__(self, head: nn.Module, times: TimesConfig, grid: GridConfig) -> None:
         super().__init__()
-        self.head, self.times = head, times
+        self.head, self.times, self.grid = head, times, grid
 
     def forward(self, state: StepState) -> Tensor:
         z = state.model.whiten(state.latent)
-        target = teacher_tokens(state, (z.shape[2], z.shape[3]), "objective/alignment")
         tau = self.times.sample(state.draws, "tau")
         level = tau[:, None, None, None]
         noisy = (1 - level) * z + level * state.draws.normal("alignment noise", *z.shape[1:])
-        return losses.negative_cosine(self.head(noisy, tau), target)
+        return losses.negative_cosine(*matched(state, self.head(noisy, tau), z, self.grid, AlignmentConfig.kind))
 
-    def predict_tokens(self, latents: Tensor) -> Tensor:
-        """Teacher tokens ``[b, h*w, features]`` from clean whitened latents."""
+    def predict_tokens(self, model: Any, latents: Tensor) -> Tensor:
+        """Teacher tokens ``[b, h*w, features]`` from what ``model.encode`` gives, clean whitened latents."""
         return self.head(latents, latents.new_zeros(len(latents)))
 
 
@@ -90,15 +92,23 @@ class AlignmentConfig(ObjectiveConfig):
 
     The latents are the whitened posterior sample, with gradient into the encoder (not published; our choice). Where
     the stage has a corruption it is the corrupted sample.
+
+    Attributes:
+        head: predicts the teacher's tokens, and is told the noise level.
+        times: distribution of noise levels.
+        grid: what happens where the teacher's grid is not that of the latents.
+        adaptive: None, or how the weight follows gradients.
     """
 
     weight: float = 0.01
     head: HeadConfig = NoisyLatentHeadConfig()
     times: TimesConfig = Beta22TimesConfig()
+    grid: GridConfig = StrictGridConfig()
+    adaptive: GradientRatioConfig | None = None
 
     def build(self, model: FamilyConfig, teacher: TeacherConfig | None) -> NoisyAlignment:
         features = needed_teacher(self, teacher).features
-        return NoisyAlignment(self.head.build(latent=model.latent_channels, features=features), self.times)
+        return NoisyAlignment(self.head.build(latent=model.latent_channels, features=features), self.times, self.grid)
 
 
 class PosteriorTerm(nn.Module):
@@ -166,8 +176,8 @@ class LatentRegression(nn.Module):
         if state.posterior is None:
             raise ValueError("objective/latent_regression: needs an encoder's posterior; this stage has none")
         mean = state.posterior.mean
-        target = teacher_tokens(state, (mean.shape[2], mean.shape[3]), "objective/latent_regression")
-        tokens = mean.flatten(2).transpose(1, 2)
+        mine = mean.flatten(2).transpose(1, 2)
+        tokens, target = matched(state, mine, mean, StrictGridConfig(), LatentRegressionConfig.kind)
         return losses.smooth_l1(tokens, target) + self.cosine * (1 + losses.negative_cosine(tokens, target))
 
 
@@ -194,15 +204,11 @@ def needed_teacher(term: ObjectiveConfig, teacher: TeacherConfig | None) -> Teac
     return teacher
 
 
-def teacher_tokens(state: StepState, grid: tuple[int, int], term: str) -> Tensor:
-    """The teacher's patch tokens, which must lie on the grid of the latents."""
+def matched(state: StepState, prediction: Tensor, latent: Tensor, grid: GridConfig, term: str) -> Pair:
+    """A prediction on the grid of ``latent`` and the teacher's patch tokens, brought together by the rule ``grid``."""
     assert state.features is not None
-    if state.features.grid != grid:
-        raise ValueError(
-            f"{term}: the teacher's grid is {state.features.grid}, the latent's {grid}; "
-            "choose a teacher whose patch equals the model's stride"
-        )
-    return state.features.patches
+    ours = TeacherOutput(prediction, (latent.shape[2], latent.shape[3]))
+    return grid.match(ours, state.features, where=term)
 
 
 # --- all terms together ----------------------------------------------------------------------------------------------
@@ -224,12 +230,23 @@ class Objective(nn.Module):
         super().__init__()
         active = [term for term in terms if term.weight]
         self.model = model
-        self.terms = nn.ModuleDict({_short(term.kind): term.build(config, teacher) for term in active})
-        self.weights = {_short(term.kind): term.weight for term in active}
+        self.terms = nn.ModuleDict({short(term): term.build(config, teacher) for term in active})
+        self.weights = {short(term): term.weight for term in active}
+        self.adaptive = AdaptiveWeights(active, model)
         self.latents, self.corruption = latents, corruption
+        self.latest: dict[str, Tensor] = {}
+        """The terms of the last forward one by one, with their graphs, where weights adapt."""
 
     def forward(self, images: Tensor, features: TeacherOutput | None, draws: Draws) -> tuple[Tensor, Tensor]:
         """Return the terms' values ``[k]``, float32, and the moments of the latents, before any corruption."""
+        values, moments = self.values_of(self.weights, images, features, draws)
+        self.latest = values if self.adaptive else {}
+        return torch.stack(list(values.values())), moments
+
+    def values_of(
+        self, terms: Collection[str], images: Tensor, features: TeacherOutput | None, draws: Draws
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """The values of some terms by name, and the moments."""
         model: Any = self.model
         if self.latents == "encoder":
             posterior = model.posterior(images)
@@ -244,12 +261,14 @@ class Objective(nn.Module):
             latent = features.patches.transpose(1, 2).unflatten(2, features.grid)
             moments = model.latent_moments(latent)
         state = StepState(model, images, posterior, latent, draws, features)
-        return torch.stack([term(state).float() for term in self.terms.values()]), moments
+        return {name: term(state).float() for name, term in self.terms.items() if name in terms}, moments
 
     def total(self, values: Tensor) -> Tensor:
-        """The weighted sum."""
-        return values @ values.new_tensor(list(self.weights.values()))
+        """The sum under the weights of the terms, times their factors where they adapt."""
+        weights = values.new_tensor(list(self.weights.values()))
+        return values @ (weights * self.adaptive.factors if self.adaptive else weights)
 
-
-def _short(kind: str) -> str:
-    return kind.partition("/")[2]
+    def anchor_gradients(self) -> dict[str, Tensor]:
+        """What adaptive weights need of the last forward, whose graph stays."""
+        latest, self.latest = self.latest, {}
+        return self.adaptive.gradients(latest, self.model)

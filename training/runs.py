@@ -1,32 +1,42 @@
 """Finished runs: the recipe, the averaged model, and the alignment head that trained with it."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..blocks.grids import GridConfig, StrictGridConfig
 from ..blocks.registry import decode
-from ..blocks.slots import TeacherConfig
+from ..blocks.slots import ObjectiveConfig, TeacherConfig
+from ..blocks.standardise import StandardiseConfig
 from ..blocks.teacher_spec import TeacherSpec
 from ..families.files import WEIGHTS, CheckpointError, assign, load_folder, read_config, read_tensors
 from ..families.streams import read_stream
+from .adaptive import short
 from .cached import computing_teacher
 from .checkpoints import teacher_spec_in
 from .engine import MODEL, RECIPE, TERMS, objective_of
+from .feature_terms import FeatureTerm
 from .objectives import NoisyAlignment
 from .recipe import Recipe
 
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run.
+    """A finished run, and how its last stage aligned it.
 
-    ``predict_tokens`` maps whitened latents to teacher tokens, where an alignment head was trained: the head of the
-    term ``objective/alignment`` or, without this term, the model's own token head. ``teacher_spec`` says which teacher
-    the model learnt from; None where there was none, or where the run is older than such entries.
+    Attributes:
+        predict_tokens: maps latents as ``encode`` gives them to teacher tokens, where something learned to: the head of
+            ``objective/alignment`` or, without this term, the first projector that predicts a teacher's tokens or,
+            without any, the model's own token head.
+        teacher_spec: which teacher the model learnt from; None where there was none, or where the run is older than
+            such entries.
+        grid: how that term (or the first that has a rule) compares tokens on grids of different size.
+        standardise: what that term does to the teacher's tokens before it compares.
     """
 
     folder: Path
@@ -34,6 +44,8 @@ class Run:
     model: Any
     predict_tokens: Callable[[Tensor], Tensor] | None
     teacher_spec: TeacherSpec | None = None
+    grid: GridConfig = field(default_factory=StrictGridConfig)
+    standardise: StandardiseConfig | None = None
 
     @property
     def teacher(self) -> TeacherConfig | None:
@@ -71,12 +83,26 @@ def load_run(folder: str | Path, *, device: str | torch.device = "cpu") -> Run:
     with torch.device("meta"):
         terms = objective_of(recipe, recipe.stages[-1], model).terms
     assign(terms, tensors, where=str(folder / TERMS))
-    heads = [term for term in terms.to(device).eval().values() if isinstance(term, NoisyAlignment)]
-    predict_tokens = heads[0].predict_tokens if heads else _own_tokens(model)
+    predict_tokens, term = _predictor(recipe.stages[-1].objective, terms.to(device).eval(), model)
     weights = folder / MODEL / WEIGHTS
     with read_stream(weights) as file:
         spec = teacher_spec_in(dict(file.metadata() or {}), where=str(weights))
-    return Run(folder, recipe, model, predict_tokens, spec)
+    grid, standardise = getattr(term, "grid", StrictGridConfig()), getattr(term, "standardise", None)
+    return Run(folder, recipe, model, predict_tokens, spec, grid, standardise)
+
+
+def _predictor(
+    configs: Sequence[ObjectiveConfig], terms: nn.ModuleDict, model: Any
+) -> tuple[Callable[[Tensor], Tensor] | None, ObjectiveConfig | None]:
+    """What predicts a teacher's tokens from encoded latents, and the term under whose rules it learned."""
+    built = [(config, terms[short(config)]) for config in configs if config.weight]
+    for config, term in built:
+        if isinstance(term, NoisyAlignment):
+            return partial(term.predict_tokens, model), config
+    for config, term in built:
+        if isinstance(term, FeatureTerm) and term.predict_tokens is not None:
+            return partial(term.predict_tokens, model), config
+    return _own_tokens(model), next((config for config, _ in built if hasattr(config, "grid")), None)
 
 
 def _own_tokens(model: Any) -> Callable[[Tensor], Tensor] | None:
