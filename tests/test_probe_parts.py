@@ -1,9 +1,12 @@
 """Probes of latents and features end to end: planted structure, answers that say what they are of, tables, pages."""
 
+import base64
+import io
 import json
 import math
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -192,6 +195,9 @@ def test_classes_that_show_are_told_apart_and_others_are_not(told: bool) -> None
         found = asked(probe, model=Patches())
         values = list(found["rows"]["latents, mean"].values())
         assert all(value == 1 for value in values) if told else all(0.2 < value < 0.8 for value in values)
+        if told:  # some images, with the labels of these
+            some = replace(probe, most=15, **({"ks": (1,)} if isinstance(probe, KNNProbeConfig) else {}))
+            assert set(asked(some, model=Patches())["rows"]["latents, mean"].values()) == {1.0}
         assert found["chance"] == 0.5
         assert not any("top5" in name for name in found["rows"]["latents, mean"])
 
@@ -435,6 +441,18 @@ def test_progress_counts_images_of_both_parts() -> None:
     probe = KNNProbeConfig(labels=FEW, ks=(1,), most=40)
     probe.measure(Patches(), Scenes(1), ArchetypePSNRConfig(), on_image=lambda *call: calls.append(call))
     assert calls == [(i, 80) for i in range(1, 81)]
+
+
+def test_maps_are_fitted_on_what_was_asked_for() -> None:
+    maps = representations(Patches(), Scenes(3), maps=True).maps
+    for fitted_on in ("set", "image"):
+        found = asked(PCAMapsProbeConfig(fitted_on=fitted_on), Scenes(3), Patches())
+        shown = [
+            np.asarray(PIL.Image.open(io.BytesIO(base64.b64decode(image["maps"]["latents"].partition(",")[2]))))
+            for image in found["images"]
+        ]
+        for pixels, picture in zip(shown, pca_maps(maps, fitted_on=fitted_on), strict=True):
+            np.testing.assert_array_equal(pixels, np.asarray(picture))
 
 
 def test_maps_are_small_whatever_the_images() -> None:
