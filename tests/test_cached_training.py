@@ -290,6 +290,20 @@ def test_the_cached_teacher_computes_with_gradients_when_asked(cached: CachedTea
     assert not list(built.parameters())
 
 
+def test_of_two_pictures_with_one_name_that_for_training_is_cached(pictures: Path, tmp_path: Path) -> None:
+    held_out = tmp_path / "held out"
+    held_out.mkdir()
+    shutil.copy(pictures / "6.png", held_out / "5.png")
+    shutil.copy(pictures / "7.png", held_out / "new.png")
+    joined = every_picture(FolderDataConfig(path=str(pictures), held_out_path=str(held_out)))
+    assert sorted(joined.name(index) for index in range(len(joined))) == [*(f"{i}.png" for i in range(10)), "new.png"]
+    for index in range(len(joined)):
+        name = joined.name(index)
+        expected = PIL.Image.open(pictures / name.replace("new", "7"))
+        assert joined.read(index).tobytes() == expected.tobytes()
+        assert joined.size(index) == (expected.height, expected.width)
+
+
 # --- what is refused ----------------------------------------------------------------------------------------------
 
 

@@ -330,6 +330,18 @@ def test_a_lost_index_and_a_damaged_shard_are_made_anew_together(pictures: Path,
     assert before.items() <= {path.name: path.stat().st_mtime_ns for path in shards(copied)}.items()
 
 
+def test_a_damaged_shard_whose_pictures_are_gone_goes_too(pictures: Path, copied: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(pictures, data)
+    for name in FeatureCache(copied).shards[2].names:
+        (data / name).unlink()
+    damaged = shards(copied)[2]
+    damaged.write_bytes(b"")
+    (copied / "index.json").unlink()
+    assert len(make(data, copied)) == 6
+    assert not damaged.exists()
+
+
 @pytest.mark.parametrize("rest", [0, 5, 1000, -1])
 def test_a_truncated_shard_is_named_and_it_alone_is_made_anew(
     rest: int, pictures: Path, copied: Path, made: Path

@@ -4,7 +4,6 @@ The plan is the index, in which shards that are still to be made have no checksu
 keep their pictures; pictures without a place get one in new shards, in their order.
 """
 
-import fcntl
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
@@ -21,6 +20,8 @@ LOCK = ".lock"
 @contextmanager
 def lock(folder: Path) -> Iterator[None]:
     """Keep others from writing to the folder; the lock goes with the process, however that ends."""
+    import fcntl  # Windows has none, and can still train
+
     with told(folder, "the folder"):
         folder.mkdir(parents=True, exist_ok=True)
         file = open(folder / LOCK, "ab")  # noqa: SIM115
@@ -88,8 +89,9 @@ def write_plan(
                 continue
             layout = _as_stored(layout, read_shard(path).layout, folder, accept, sized=sized)
             known[_number(path.name)] = found
+    available = set(names)
     for number, entry in list(known.items()):
-        if entry.sha256 is None and not set(names).issuperset(entry.names):  # pictures of it are gone
+        if entry.sha256 is None and not available.issuperset(entry.names):  # pictures of it are gone
             (folder / entry.file).unlink(missing_ok=True)
             del known[number]
     placed = {name for entry in known.values() for name in entry.names}
