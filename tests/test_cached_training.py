@@ -66,6 +66,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def recipe_of(pictures: Path, teacher: TeacherConfig, *, data: dict[str, Any] | None = None, **stage: Any) -> Recipe:
     head = NoisyLatentHeadConfig(width=16, block=DiTBlockConfig(head_width=8))
+    split: dict[str, Any] = {"held_out_share": 0.2} | (data or {})
     settings: dict[str, Any] = {
         "steps": 4,
         "batch": 4,
@@ -88,7 +89,7 @@ def recipe_of(pictures: Path, teacher: TeacherConfig, *, data: dict[str, Any] | 
             decoder=SkipDecoderConfig(start=1, middle=1, end=1, rank=4),
         ),
         teacher=teacher,
-        data=FolderDataConfig(path=str(pictures), **{"held_out_share": 0.2} | (data or {})),
+        data=FolderDataConfig(path=str(pictures), **split),
         stages=(StageConfig(**settings | stage),),
     )
 

@@ -164,7 +164,7 @@ def test_measuring_with_another_teacher_is_refused_unless_accepted(
     source = loaded.recipe.data.held_out()
     assert message(ValueError, lambda: evaluate(loaded.model, source, **settings)) == text
     assert evaluate(loaded.model, source, **settings, accept=["version"])["alignment"]["teacher"] == encode(HOG)
-    other = settings | {"teacher": HOGConfig(patch=8, cells=1)}
+    other: dict[str, Any] = settings | {"teacher": HOGConfig(patch=8, cells=1)}
     assert re.match(
         r"the trained model: is of another teacher \(version: '1', not '2'; model: 'hog\(cells=2, .*\)', not "
         r"'hog\(cells=1, .*\)'; features: 36, not 9\); ",
