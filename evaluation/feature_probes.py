@@ -9,12 +9,22 @@ from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from ..blocks.draws import address
+from ..blocks.grids import GridConfig, StrictGridConfig
 from ..blocks.registry import part
 from ..blocks.shapes import Latent, Tokens
-from ..blocks.slots import Columns, ImageSource, ProbeConfig, ProbeContext, ProtocolConfig, TeacherConfig
+from ..blocks.slots import (
+    Columns,
+    ImageSource,
+    ProbeConfig,
+    ProbeContext,
+    ProtocolConfig,
+    TeacherConfig,
+    TeacherOutput,
+)
 from .answers import Numbers, check_count, row_columns
 from .linear import RidgeReadout
 from .neighbours import retrieval
@@ -108,6 +118,7 @@ class RetrievalProbeConfig(ProbeConfig):
     learned from; "class token", that of the model's token head.
 
     Attributes:
+        grid: how tokens are compared where the teacher's grid is not that of the latents; the default refuses.
         tile: cut images, those for fitting as well, into squares of so many pixels.
         most: at most so many images or tiles, evenly spaced; None takes all.
     """
@@ -118,6 +129,7 @@ class RetrievalProbeConfig(ProbeConfig):
     ks: tuple[int, ...] = (1, 5, 10)
     poolings: tuple[Literal["meanpool", "flatten"], ...] = ("meanpool", "flatten")
     fit_images: int = 64
+    grid: GridConfig = StrictGridConfig()
     tile: int | None = None
     most: int | None = 2048
     seed: int = 0
@@ -154,11 +166,10 @@ class RetrievalProbeConfig(ProbeConfig):
         for names, batch, (ours, theirs) in described_batches(
             [model, ref.teacher], source, protocol=protocol, stride=model.stride, most=self.most, on_image=on_image
         ):
-            ref.check_grid(names[0], theirs, ours)
             seen.see(names, batch)
-            targets = theirs.maps.flatten(2).mT
             for name, predict in predictors.items():
-                prediction = predict(ours.maps)
+                predicted = TeacherOutput(predict(ours.maps), ours.tokens.grid)
+                prediction, targets = self.grid.match(predicted, theirs.tokens, where=f"{names[0]}, {ref.name}")
                 errors[name].update(prediction, targets)
                 for pooling in self.poolings:
                     pair = pooled.setdefault((name, pooling), ([], []))
@@ -210,9 +221,9 @@ class RetrievalProbeConfig(ProbeConfig):
                 stride=model.stride,
                 most=self.fit_images,
             ):
-                ref.check_grid(names[0], theirs, ours)
-                readout = readout or RidgeReadout(latent=ours.maps.shape[1], features=theirs.maps.shape[1])
-                readout.observe(ours.maps, theirs.maps.flatten(2).mT)
+                positions, tokens = self.grid.match(ours.tokens, theirs.tokens, where=f"{names[0]}, {ref.name}")
+                readout = readout or RidgeReadout(latent=positions.shape[2], features=tokens.shape[2])
+                readout.observe(rearrange(positions, "b n z -> b z n 1"), tokens)
             assert readout is not None
             found["ridge"] = readout.solve().predict
         return found

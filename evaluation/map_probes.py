@@ -9,6 +9,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
+from ..blocks.grids import GridConfig, StrictGridConfig
 from ..blocks.registry import part
 from ..blocks.shapes import Map
 from ..blocks.slots import Columns, ImageSource, ProbeConfig, ProbeContext, ProtocolConfig, TeacherConfig
@@ -35,6 +36,7 @@ class SelfSimilarityProbeConfig(ProbeConfig):
     Attributes:
         far: distance from which tokens are distant.
         decay: up to which distance the slope is fitted.
+        grid: how tokens are compared where the teacher's grid is not that of the latents; the default refuses.
         tile: cut images into squares of so many pixels.
         most: at most so many images or tiles, evenly spaced; None takes all.
     """
@@ -44,6 +46,7 @@ class SelfSimilarityProbeConfig(ProbeConfig):
     teacher: TeacherConfig | None = None
     far: int = FAR
     decay: int = MOST
+    grid: GridConfig = StrictGridConfig()
     tile: int | None = None
     most: int | None = None
 
@@ -78,16 +81,16 @@ class SelfSimilarityProbeConfig(ProbeConfig):
         ):
             seen.see(names, batch)
             if ref is not None:
-                ref.check_grid(names[0], described[1], described[0])
+                ours, theirs = described
+                pair = self.grid.match(ours.tokens, theirs.tokens, where=f"{names[0]}, {ref.name}")
+                gaps = selfsim_error(*(rearrange(tokens, "b n c -> b c n 1") for tokens in pair)).tolist()
+                values.setdefault(f"latents to {ref.name}", {}).setdefault("selfsim_err", []).extend(gaps)
             try:
                 for name, description in zip(subjects, described, strict=True):
                     for number, found in self._measured(description.maps).items():
                         values[name].setdefault(number, []).extend(found)
             except ValueError as error:
                 raise ValueError(f"{names[0]}: {error}") from error
-            if ref is not None:
-                gaps = selfsim_error(described[0].maps, described[1].maps).tolist()
-                values.setdefault(f"latents to {ref.name}", {}).setdefault("selfsim_err", []).extend(gaps)
         statistics = {name: {k: summary(v) for k, v in numbers.items()} for name, numbers in values.items()}
         rows = {name: {k: s["mean"] for k, s in numbers.items()} for name, numbers in statistics.items()}
         head = {} if ref is None else ref.as_json()

@@ -10,7 +10,6 @@ import torch
 from ..blocks.registry import Part, encode
 from ..blocks.slots import ProbeContext, TeacherConfig
 from ..blocks.teachers import Teacher
-from .representations import Description
 
 
 @dataclass(frozen=True)
@@ -29,15 +28,6 @@ class Reference:
             "teacher_spec_id": self.teacher.spec.id,
             "teacher_name": self.name,
         }
-
-    def check_grid(self, image: str, described: Description, latents: Description) -> None:
-        """Raise ``ValueError`` where tokens and latents of an image do not lie on one grid."""
-        theirs, ours = ("x".join(map(str, d.maps.shape[2:])) for d in (described, latents))
-        if theirs != ours:
-            raise ValueError(
-                f"{image}: the grid of {self.name} is {theirs} where that of the latents is {ours}; "
-                "choose a teacher whose patch is the model's stride"
-            )
 
 
 def reference(probe: Part, config: TeacherConfig | None, model: Any, context: ProbeContext) -> Reference:

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..blocks.shapes import Image, Map
-from ..blocks.slots import ImageSource, ProtocolConfig
+from ..blocks.slots import ImageSource, ProtocolConfig, TeacherOutput
 from ..blocks.teachers import Teacher
 from .latents import evenly_spaced
 from .protocols import ArchetypePSNRConfig, frozen, placed_like
@@ -31,6 +31,11 @@ class Description:
 
     maps: Map
     cls: Float[Tensor, "b f"] | None = None
+
+    @property
+    def tokens(self) -> TeacherOutput:
+        """Positions in row-major order, as grid rules take them."""
+        return TeacherOutput(self.maps.flatten(2).mT, (self.maps.shape[2], self.maps.shape[3]))
 
 
 def describe(of: Any, images: Image) -> Description:

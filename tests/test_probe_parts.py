@@ -30,6 +30,7 @@ from latelier.blocks import (
     PartError,
     ProbeConfig,
     ProbeContext,
+    ResampleGridConfig,
     SkipDecoderConfig,
     StackEncoderConfig,
     TeacherConfig,
@@ -550,7 +551,7 @@ def test_what_cannot_be_answered_is_refused(
         asked(probe, Scenes(images), Patches(), **context)
 
 
-def test_a_teacher_on_another_grid_is_refused() -> None:
+def test_a_teacher_on_another_grid_needs_a_rule() -> None:
     class Elsewhere(Patches):
         stride = 8
 
@@ -558,12 +559,19 @@ def test_a_teacher_on_another_grid_is_refused() -> None:
             return F.pixel_unshuffle(images, 4)
 
     message = (
-        "scene-0: the grid of hog is 3x4 where that of the latents is 6x8; "
-        "choose a teacher whose patch is the model's stride"
+        "scene-0, hog: the teacher's grid is (3, 4), the latent's (6, 8); choose a teacher whose patch equals the "
+        "model's stride, or resample with the grid rule 'grid/resample'"
     )
+    context = {"teacher": HOGConfig(), "training": Scenes(3)}
     for probe in (RetrievalProbeConfig(), SelfSimilarityProbeConfig(far=2)):
         with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
-            asked(probe, Scenes(2), Elsewhere(), teacher=HOGConfig(), training=Scenes(2))
+            asked(probe, Scenes(3), Elsewhere(), **context)
+    for resampled in ("teacher", "prediction"):
+        rule = ResampleGridConfig(resampled=resampled)
+        found = asked(RetrievalProbeConfig(grid=rule), Scenes(3), Elsewhere(), **context)["rows"]["ridge"]
+        assert 0.5 < found["cos_token"] < 1
+        found = asked(SelfSimilarityProbeConfig(far=2, grid=rule), Scenes(3), Elsewhere(), **context)["rows"]
+        assert 0 < found["latents to hog"]["selfsim_err"] < 1
 
 
 SETTINGS: Sequence[tuple[type[ProbeConfig], dict[str, Any], str]] = [
