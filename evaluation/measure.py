@@ -60,7 +60,8 @@ def evaluate(
     from latents to its tokens (``alignment.ridge_cosine``). ``predict_tokens`` gives ``alignment.head_cosine``; a model
     with a token head and a teacher of its width, with a class token, give ``alignment.class_cosine``.
     ``grid`` says how tokens are compared where the teacher's grid is not that of the latents, ``standardise`` what is
-    done to the teacher's patch tokens first: both are those of a run's alignment, and stand in the result beside it.
+    done to the teacher's patch tokens first: both are those of a run's alignment. They stand in the result beside it,
+    with ``resampled`` where grids did differ.
     Answers of ``probes`` stand under ``probes``, by short name; a probe may use ``training``, ``teacher`` and
     ``predict_tokens`` as well.
 
@@ -146,6 +147,7 @@ class _Alignment:
         self.reads_class = head is not None and head.features == config.features
         self.readout: RidgeReadout | None = None
         self.classes: list[Tokens] = []
+        self.resampled = False
         self.cosines: dict[str, list[float]] = {}
 
     def describe(self, original: Image) -> TeacherOutput:
@@ -155,6 +157,7 @@ class _Alignment:
     def match(self, tokens: Float[Tensor, "b k c"], latent: Latent, out: TeacherOutput) -> Pair:
         """Tokens that lie on the grid of the latent, and the teacher's, brought together by the rule."""
         mine = TeacherOutput(tokens, (latent.shape[2], latent.shape[3]))
+        self.resampled |= mine.grid != out.grid
         return self.grid.match(mine, out, where=f"alignment with {self.config.kind!r}")
 
     def match_latent(self, latent: Latent, out: TeacherOutput) -> tuple[Column, Tokens]:
@@ -192,6 +195,7 @@ class _Alignment:
     def report(self) -> dict[str, Any]:
         """Means over images; ``mean_token_cosine`` and ``mean_class_cosine`` are those of always answering the mean."""
         compared = {"teacher": encode(self.config), "teacher_id": self.config.id, "grid": encode(self.grid)}
+        compared["resampled"] = self.resampled
         if self.standardise is not None:
             compared["standardise"] = encode(self.standardise)
         return compared | {name: summary(cosines)["mean"] for name, cosines in self.cosines.items()}

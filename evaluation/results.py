@@ -97,9 +97,12 @@ def rows_of(result: Result) -> list[tuple[str, str, float | None, float | None]]
         for key, label in ((key, key.upper() if key in ("p5", "p95") else key) for key in keys)
     ]
     alignment = result.get("alignment") or {}
+    ways = {"resampled": "resampled tokens", "standardise": "standardised tokens"}
+    how = ", ".join(text for key, text in ways.items() if alignment.get(key))
+    target = f" ({how})" if how else ""
     names = {
-        "head_cosine": "Cosine, alignment head",
-        "ridge_cosine": "Cosine, ridge readout",
+        "head_cosine": f"Cosine, alignment head{target}",
+        "ridge_cosine": f"Cosine, ridge readout{target}",
         "class_cosine": "Cosine, class token",
     }
     rows += [(label, "", alignment[key], None) for key, label in names.items() if alignment.get(key) is not None]

@@ -3,7 +3,7 @@
 The ratio is that of the whole batch: gradients at the anchor are averaged over all parts and all processes before their
 norms are taken, so that neither accumulation nor the number of processes changes a weight. A batch in one part needs no
 second forward. A batch in several runs the terms concerned once more, before any part learns: same pictures, same
-random numbers (they are addressed), no memory for more than one part's graph.
+random numbers (they are addressed), one part's graph at a time; what the teacher said of all parts is kept meanwhile.
 
 The gradients are taken by ``torch.autograd.grad``, which accumulates into no parameter: hooks of parallel training see
 one backward as ever. They leave autocast behind; the anchor and its gradients are float32 in mixed precision.
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ..blocks.slots import ObjectiveConfig
+from .recipe import StageConfig, trainable_names
 
 
 class AdaptiveWeights(nn.Module):
@@ -78,15 +79,6 @@ class AdaptiveWeights(nn.Module):
         for name in self.rules:
             self.factors[self.names.index(name)] = kept[name]
 
-    def check_anchors_learn(self, model: Any, *, stage: str) -> None:
-        """Raise ``ValueError`` where an anchor is frozen, and so has no gradient."""
-        for name, rule in self.rules.items():
-            if not model.get_parameter(rule.anchor).requires_grad:
-                raise ValueError(
-                    f"stage {stage!r}: the weight of {name!r} follows gradients at {rule.anchor!r}, which is frozen; "
-                    "let it learn, name another anchor, or set 'adaptive' of the term to null"
-                )
-
     def _gradient(self, value: Tensor, anchor: nn.Parameter, term: str, of: str) -> Tensor:
         gradient = None
         if value.requires_grad:
@@ -118,6 +110,18 @@ class AdaptiveWeights(nn.Module):
                     raise ValueError(f"{where} follows {other!r}, which is no term of the stage; {hint}")
                 if other in self.rules:
                     raise ValueError(f"{where} follows {other!r}, whose weight adapts too; name one of fixed weight")
+
+
+def check_adaptive_weights(stage: StageConfig, model: nn.Module) -> None:
+    """Raise ``ValueError`` where a stage's adaptive weights cannot be had: at the start of a run, not halfway."""
+    weights = AdaptiveWeights([term for term in stage.objective if term.weight], model)
+    learns = trainable_names([name for name, _ in model.named_parameters()], stage) if weights else set()
+    for name, rule in weights.rules.items():
+        if rule.anchor not in learns:
+            raise ValueError(
+                f"stage {stage.name!r}: the weight of {name!r} follows gradients at {rule.anchor!r}, which is frozen; "
+                "let it learn, name another anchor, or set 'adaptive' of the term to null"
+            )
 
 
 def short(term: ObjectiveConfig) -> str:

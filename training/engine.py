@@ -21,6 +21,7 @@ from ..blocks.draws import Draws, address
 from ..blocks.registry import encode
 from ..blocks.slots import TeacherOutput
 from ..families.files import save_folder, write_atomically, write_tensors
+from .adaptive import check_adaptive_weights
 from .cached import CachedTeacher, with_computing_teacher
 from .checkpoints import TEACHER_SPEC, Checkpoint, Checkpoints, Position, optimiser_tensors, restore_optimiser
 from .ema import Average
@@ -118,6 +119,7 @@ class Trainer:
             self.teacher.check(recipe.stages, self.source)
         checkpoints.teacher_spec = None if self.teacher is None else self.teacher.spec
         for stage in recipe.stages:
+            check_adaptive_weights(stage, self.model)
             if stage.batch % (stage.accumulate * world.size):
                 raise ValueError(
                     f"stage {stage.name!r}: a batch of {stage.batch} does not divide into {stage.accumulate} parts on "
@@ -171,7 +173,6 @@ class Trainer:
         learns = trainable_names([name for name, _ in self.model.named_parameters()], stage)
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(name in learns)
-        self.objective.adaptive.check_anchors_learn(self.model, stage=stage.name)
         self.optimiser = stage.optimiser.build((n, p) for n, p in self.objective.named_parameters() if p.requires_grad)
         if checkpoint is not None:
             restore_optimiser(self.optimiser, checkpoint.group("optimiser"))
