@@ -376,6 +376,9 @@ def test_a_picture_decoded_a_little_differently_is_the_same(cached: CachedTeache
     assert torch.equal(built.read(batch.images + noise, batch.names, batch.views).patches, expected)
     mirrored = message(FeatureCacheError, lambda: built.read(batch.images.flip(-1), batch.names, batch.views))
     assert "does not look as it did" in mirrored
+    assert message(FeatureCacheError, lambda: built.read(batch.images, batch.names, ["", *batch.views[1:]])) == (
+        f"{cached.path}: has no view '' of its pictures; it has central, mirrored"
+    )
 
 
 def test_a_damaged_shard_is_told_before_anything_is_trained(pictures: Path, tmp_path: Path) -> None:

@@ -54,7 +54,8 @@ class CachedTeacher(Teacher):
             name in self.cache and view in self.cache.layout.views for name, view in zip(names, views, strict=True)
         ]
         if not all(known) and not compute_others:
-            self.cache.shard_of(names[known.index(False)])  # says what is wrong
+            first = known.index(False)
+            self.cache.thumbnails([names[first]], [views[first]])  # says what is wrong
         same = self._look_alike(images, names, views, known)
         if all(same):
             return self.cache.read(names, views, device=images.device)
