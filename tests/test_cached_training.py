@@ -243,10 +243,11 @@ def test_a_central_crop_is_what_is_held_out_and_its_mirror_image(pictures: Path)
 def test_held_out_pictures_beyond_the_cache_are_computed_by_the_teacher(
     pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One of the two is in the cache, the other has another name, a third has the name of one for training."""
+    """Two are in the cache, one has another name, and one that of a picture for training."""
     held_out = tmp_path / "held out"
     held_out.mkdir()
-    shutil.copy(pictures / "3.png", held_out / "3.png")
+    for name in ("3.png", "8.png"):
+        shutil.copy(pictures / name, held_out / name)
     shutil.copy(pictures / "4.png", held_out / "new.png")
     shutil.copy(pictures / "6.png", held_out / "5.png")
     teacher = cache_of(pictures, tmp_path / "features")
@@ -347,6 +348,7 @@ def test_a_picture_that_is_not_in_the_cache_is_named_before_anything_is_trained(
     assert message(FeatureCacheError, lambda: train(recipe_of(data, teacher), tmp_path / "run")) == (
         f"{teacher.path}: has no features of 'a.png'; `latelier cache` with the same arguments adds new pictures"
     )
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
     cache_of(data, tmp_path / "features")
     train(recipe_of(data, teacher), tmp_path / "run", resume=True)
 
@@ -387,6 +389,7 @@ def test_a_damaged_shard_is_told_before_anything_is_trained(pictures: Path, tmp_
     damaged.write_bytes(damaged.read_bytes()[:100])
     text = message(FeatureCacheError, lambda: train(recipe_of(pictures, teacher), tmp_path / "run"))
     assert text.startswith(f"{damaged}: has 100 bytes where the index says ")
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
 # --- the part -----------------------------------------------------------------------------------------------------
