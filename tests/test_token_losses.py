@@ -86,8 +86,8 @@ def test_the_vf_loss_worked_by_hand() -> None:
     """Two positions. Predicted directions at 0° and 90°, the teacher's at 60° and 120°.
 
     Cosines to the teacher: cos 60° = 0.5 and cos 30° = 0.8660, so that of 1 - 0.5 - cos only ReLU(0) and ReLU(-0.37)
-    are left: 0; with no margin 0.5 and 0.1340, in the mean 0.3170. Cosines among the two: 0 and 0.5, so that two of four
-    pairs differ by 0.5, less the margin 0.25: the mean is 0.125, and 0.25 with no margin.
+    are left: 0; with no margin 0.5 and 0.1340, in the mean 0.3170. Cosines among the two: 0 and 0.5, so that two of
+    four pairs differ by 0.5, less the margin 0.25: the mean is 0.125, and 0.25 with no margin.
     """
     p = torch.tensor([[[1.0, 0.0], [0.0, 2.0]]])
     t = torch.tensor([[[0.5, math.sqrt(0.75)], [-0.5, math.sqrt(0.75)]]])
