@@ -196,7 +196,8 @@ def create(name: str, settings: Mapping[str, Any], *, where: str) -> Any:
         return timm.create_model(name, pretrained=False, **{"num_classes": 0, **settings}).eval()
     except (TypeError, RuntimeError, ValueError, AssertionError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"{where}: settings: timm does not build {name!r} with them ({reason})") from error
+        field = "settings" if settings else "model"
+        raise ValueError(f"{where}: {field}: timm does not build {name!r} ({reason})") from error
 
 
 def load(network: Any, name: str, weights: str | None, *, where: str) -> None:
@@ -226,9 +227,9 @@ def _filtered(network: Any, tensors: dict[str, Tensor], where: str) -> dict[str,
     convert = getattr(sys.modules[type(network).__module__], "checkpoint_filter_fn", None)
     if convert is None:
         return tensors
-    before = tensors.get("pos_embed")
-    ours = wanted.get("pos_embed")
-    if before is not None and ours is not None and before.numel() > ours.numel():
+    before, ours = tensors.get("pos_embed"), wanted.get("pos_embed")
+    further = 0 if before is None or ours is None else before.shape[1] - ours.shape[1]
+    if before is not None and ours is not None and not 0 <= further <= network.num_prefix_tokens:
         raise CheckpointError(
             f"{where}: has a table of positions 'pos_embed' of shape {list(before.shape)} where the model has "
             f"{list(ours.shape)}; name the network's own size"

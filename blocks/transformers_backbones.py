@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from .positions import Resampling, resample_rows, with_attribute
 from .resize import SizeError
 from .shapes import Image
 from .transformers_layouts import CONVNEXT, LAYOUTS, Layout
-from .weights import CheckpointError, fetch, listed, read_weights, tell_licence
+from .weights import CheckpointError, fetch, is_absent, listed, read_weights, tell_licence
 
 
 class TransformersBackbone(Backbone):
@@ -177,11 +178,15 @@ def transformers_backbone(
     """A vision model of transformers; ``seed`` draws its weights, otherwise they are read.
 
     ``name`` is a hub id, a local folder, or (with a seed) a ``model_type``. ``kind`` says the type and ``settings`` the
-    config of an id, which then need not be fetched; without ``kind`` the config is that of ``name``, changed by
-    ``settings``. ``instead`` says where the same weights are without a gate.
+    config of an id, which then need not be fetched; without ``kind`` config and colours are those of ``name``, changed
+    by ``settings``. ``instead`` says where the same weights are without a gate.
     """
     transformers = import_library("transformers", where=where)
     config = vision_config(name, settings, kind=kind, where=where)
+    if seed is None and weights is None and kind is None and name in transformers.CONFIG_MAPPING:
+        raise ValueError(
+            f"{where}: weights: {name!r} is a type of model; give a hub id, a file or a folder, or random_init=True"
+        )
     model_class = transformers.MODEL_MAPPING[type(config)]
     if seed is not None:
         with torch.random.fork_rng(devices=[]):
@@ -201,7 +206,7 @@ def transformers_backbone(
     }
     layout = LAYOUTS.get(config.model_type)
     usual = (IMAGENET_MEAN, IMAGENET_STD) if layout is None else (layout.mean, layout.std)
-    found = colours or _colours(name, where=where) or usual
+    found = colours or (_colours(name, where=where) if kind is None else None) or usual
     network = network.eval()
     if config.model_type == CONVNEXT:
         if resampling is not None:
@@ -233,12 +238,19 @@ def vision_config(name: str, settings: Mapping[str, Any], *, kind: str | None, w
     if kind not in known:
         raise ValueError(f"{where}: model: transformers {transformers.__version__} has no type of model {kind!r}")
     try:
+        plain = known[kind]()
+        if hasattr(plain, "vision_config"):  # of pictures and text: the part for pictures is what settings are of
+            plain, raw = plain.vision_config, dict(raw.get("vision_config") or {})
+            raw.pop("model_type", None)
+        for key in settings:
+            if not hasattr(plain, key):
+                close = get_close_matches(key, plain.to_dict(), n=1)
+                raise ValueError(f"it has no {key!r}" + (f"; did you mean {close[0]!r}?" if close else ""))
         lists = {key: list(value) if isinstance(value, tuple) else value for key, value in settings.items()}
-        config = known[kind](**{**raw, **({} if "vision_config" in raw else lists)})
-        config = getattr(config, "vision_config", config)
+        config = type(plain)(**{**raw, **lists})
     except Exception as error:  # transformers checks configs with errors of several libraries
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(f"{where}: settings: transformers makes no config of {name!r} with them ({reason})") from error
+        raise ValueError(f"{where}: settings: transformers makes no config of {name!r} ({reason})") from error
     if config.model_type not in LAYOUTS and config.model_type != CONVNEXT:
         types = ", ".join(sorted([*LAYOUTS, CONVNEXT]))
         raise ValueError(
@@ -311,10 +323,7 @@ def _colours(name: str, *, where: str) -> tuple[Colour, Colour] | None:
         try:
             path = fetch(name, path.name, where=where)
         except FileNotFoundError as error:
-            from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
-
-            cause = error.__cause__
-            if isinstance(cause, EntryNotFoundError) and not isinstance(cause, LocalEntryNotFoundError):
+            if is_absent(error):
                 return None
             raise
     found = json.loads(path.read_text())

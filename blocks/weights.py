@@ -6,7 +6,6 @@ that are not finite.
 """
 
 import json
-import pickle
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -108,15 +107,21 @@ def read_weights(source: str, *, where: str, instead: str = "") -> tuple[dict[st
         return _unwrapped(_read_parts(names[0], lambda name: path / name), str(path)), str(path)
     if source.count("/") != 1 or source.startswith((".", "/", "~")):
         raise FileNotFoundError(f"{where}: {source}: no such file or folder, and no hub repository 'owner/name'")
-    first = next((name for name in (SAFETENSORS, f"{SAFETENSORS}.index.json", PICKLED) if _has(source, name)), None)
-    tensors = _read_parts(first or SAFETENSORS, lambda name: fetch(source, name, where=where, instead=instead))
-    return _unwrapped(tensors, source), source
+    for name in (SAFETENSORS, f"{SAFETENSORS}.index.json", PICKLED):
+        try:
+            tensors = _read_parts(name, lambda name: fetch(source, name, where=where, instead=instead))
+        except FileNotFoundError as error:
+            if name == PICKLED or not is_absent(error):
+                raise
+        else:
+            return _unwrapped(tensors, source), source
+    raise AssertionError("the last file is read or raises")
 
 
 def fetch(repository: str, name: str, *, where: str, instead: str = "") -> Path:
     """The local path of a file of a hub repository, downloaded if need be; errors say what can be done."""
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import GatedRepoError, HFValidationError
+    from huggingface_hub import constants, hf_hub_download
+    from huggingface_hub.errors import GatedRepoError, HFValidationError, RemoteEntryNotFoundError
 
     try:
         return Path(hf_hub_download(repository, name))
@@ -127,22 +132,19 @@ def fetch(repository: str, name: str, *, where: str, instead: str = "") -> Path:
         ) from error
     except (OSError, HFValidationError) as error:  # every other error of the hub is an OSError
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        if constants.HF_HUB_OFFLINE and not isinstance(error, RemoteEntryNotFoundError):
+            reason = "HF_HUB_OFFLINE is set, and it is not in the cache"
         raise FileNotFoundError(
             f"{where}: {repository} is no local file or folder, and the hub did not give it ({reason}); "
             "check the name and the network, or download it elsewhere and pass the file or folder"
         ) from error
 
 
-def _has(repository: str, name: str) -> bool:
-    """Whether a hub repository has a file; where that cannot be asked, fetching will say why."""
-    from huggingface_hub import file_exists, try_to_load_from_cache
+def is_absent(error: FileNotFoundError) -> bool:
+    """Whether :func:`fetch` failed because the repository is there and the file is not."""
+    from huggingface_hub.errors import RemoteEntryNotFoundError
 
-    if isinstance(try_to_load_from_cache(repository, name), str):
-        return True
-    try:
-        return file_exists(repository, name)
-    except (OSError, ValueError):
-        return False
+    return isinstance(error.__cause__, RemoteEntryNotFoundError)
 
 
 def _read_parts(name: str, find: Callable[[str], Path]) -> dict[str, Any]:
@@ -152,7 +154,7 @@ def _read_parts(name: str, find: Callable[[str], Path]) -> dict[str, Any]:
         return _read_file(path)
     try:
         parts = sorted(set(json.loads(path.read_text())["weight_map"].values()))
-    except (ValueError, KeyError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path}: is no index of safetensors files ({error})") from None
     return {key: value for part in parts for key, value in read_tensors(find(part))[0].items()}
 
@@ -162,10 +164,12 @@ def _read_file(path: Path) -> dict[str, Any]:
         return dict(read_tensors(path)[0])
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0].rstrip(".")
+    except OSError:
+        raise
+    except Exception:  # damaged files fail in many ways, and pickles of code are refused in one of them
         raise CheckpointError(
-            f"{path}: cannot be read as tensors alone ({reason}); convert it to safetensors where you trust it"
+            f"{path}: holds more than tensors, or is damaged: torch.load(weights_only=True) refuses it; "
+            "convert it to safetensors where you trust it"
         ) from None
     for name in WRAPPERS:
         if isinstance(found, dict) and isinstance(found.get(name), dict):
