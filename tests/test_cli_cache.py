@@ -108,6 +108,19 @@ def test_it_goes_on_and_repairs_and_says_so(run: Latelier, pictures: Path) -> No
     assert path.read_bytes() == whole
 
 
+def test_a_harmless_difference_is_accepted_by_name(
+    run: Latelier, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ["cache", "hog", "--data", pictures, "--out", "features", "--resolution", 32]
+    good(run(*command))
+    monkeypatch.setattr("latelier.blocks.hog.VERSION", "2")
+    assert run(*command).err == (
+        "error: features: is of another teacher (version: '1', not '2'); take the teacher that it was made with, or make "
+        "it anew\n"
+    )
+    good(run(*command, "--accept", "version"))
+
+
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
