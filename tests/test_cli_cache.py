@@ -115,8 +115,8 @@ def test_a_harmless_difference_is_accepted_by_name(
     good(run(*command))
     monkeypatch.setattr("latelier.blocks.hog.VERSION", "2")
     assert run(*command).err == (
-        "error: features: is of another teacher (version: '1', not '2'); take the teacher that it was made with, or make "
-        "it anew\n"
+        "error: features: is of another teacher (version: '1', not '2'); take the teacher that it was made with, "
+        "or make it anew\n"
     )
     good(run(*command, "--accept", "version"))
 
