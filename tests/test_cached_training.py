@@ -168,6 +168,9 @@ def test_a_run_from_a_cache_is_resumed_to_the_same_bits(
     assert (tmp_path / "half" / "metrics.jsonl").read_bytes() == (tmp_path / "whole" / "metrics.jsonl").read_bytes()
 
 
+@pytest.mark.filterwarnings(
+    "ignore:This process .* is multi-threaded:DeprecationWarning", "ignore:This DataLoader will create:UserWarning"
+)
 def test_workers_read_the_same_views(pictures: Path, cached: CachedTeacherConfig) -> None:
     source = FolderDataConfig(path=str(pictures)).training()
 
@@ -178,8 +181,7 @@ def test_workers_read_the_same_views(pictures: Path, cached: CachedTeacherConfig
 
     alone = batches(0)
     assert {view for _, views in alone for view in views} == {"central", "mirrored"}
-    with pytest.warns() if sys.version_info >= (3, 12) else pytest.MonkeyPatch.context():
-        assert batches(2) == alone
+    assert batches(2) == alone
 
 
 def one_of_two(rank: int, port: int, work: Callable[[], object]) -> int:
