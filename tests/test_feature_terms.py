@@ -216,8 +216,8 @@ def test_tokens_of_another_width_cannot_be_compared_one_by_one(term: Any) -> Non
     with pytest.raises(ValueError) as caught:
         replace(term, projector=NoProjectorConfig()).build(MODEL, TEACHER)
     assert str(caught.value) == (
-        f"objective: {term.kind!r} compares token by token, and 'projector/none' gives 4 features where the teacher has "
-        "36; take 'projector/linear', or a loss of relations such as 'objective/gram'"
+        f"objective: {term.kind!r} compares token by token, and 'projector/none' gives 4 features where the teacher "
+        "has 36; take 'projector/linear', or a loss of relations such as 'objective/gram'"
     )
 
 
