@@ -175,6 +175,23 @@ def test_gradient_descent_comes_to_logistic_regression() -> None:
     np.testing.assert_allclose(ours(features).softmax(dim=1).numpy(), theirs.predict_proba(scaled), atol=2e-3)
 
 
+def test_gradient_descent_takes_the_steps_of_torch_at_a_rate_that_falls_as_a_cosine() -> None:
+    features, labels = classes(30, spread=0.8)
+    x = torch.from_numpy(StandardScaler().fit_transform(features.double().numpy()))
+    theirs = torch.nn.Linear(4, 3, dtype=torch.float64)
+    torch.nn.init.zeros_(theirs.weight)
+    torch.nn.init.zeros_(theirs.bias)
+    optimiser = torch.optim.SGD(theirs.parameters(), lr=0.5, momentum=0.9)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, T_max=7)
+    for _ in range(7):
+        optimiser.zero_grad()
+        torch.nn.functional.cross_entropy(theirs(x), labels).backward()
+        optimiser.step()
+        schedule.step()
+    ours = sgd(features, labels, classes=3, epochs=7, batch=30, rate=0.5)
+    torch.testing.assert_close(ours(features), theirs(x).detach())
+
+
 def test_gradient_descent_of_the_named_variant_classifies_digits() -> None:
     x, y, test_x, test_y = digits()
     first, second = (top_k_accuracy(sgd(x, y, classes=10)(test_x), test_y) for _ in range(2))

@@ -264,6 +264,16 @@ def test_a_head_that_knows_the_tokens_retrieves_them() -> None:
     assert list(found["rows"]) == ["ridge"]  # a head is asked for tokens of its own teacher alone
 
 
+def test_a_readout_is_fitted_on_as_many_images_as_asked_for() -> None:
+    context = {"training": Scenes(12), "teacher": HOGConfig()}
+    one, all_of_them = (
+        asked(RetrievalProbeConfig(fit_images=n), Scenes(6), Patches(), **context)["rows"]["ridge"] for n in (1, 12)
+    )
+    assert one["nmse_energy"] > 1.05 * all_of_them["nmse_energy"]
+    tiles = RetrievalProbeConfig(fit_images=12, tile=8)  # a twelfth of the pixels
+    assert asked(tiles, Scenes(6), Patches(), **context)["rows"]["ridge"]["nmse_energy"] > all_of_them["nmse_energy"]
+
+
 def test_class_tokens_of_a_token_head_are_retrieved_as_well() -> None:
     config = DinacAEConfig(
         **{**vars(TINY), "encoder": StackEncoderConfig(block=DiTBlockConfig(head_width=8), depth=1)},
@@ -381,13 +391,23 @@ def test_answers_travel_with_results_into_tables_and_pages(probe: ProbeConfig, t
     assert f"{probe.kind} ({probe.id})" in page
     shown = [name for numbers in answer["rows"].values() for name in numbers]
     assert all(name.removesuffix("_shuffled") in page for name in shown)
+    assert "_shuffled" not in page  # a control stands beside its number
+    assert ("ridge, shuffled" in page) == isinstance(probe, RetrievalProbeConfig)
     assert not re.search(r"(src|href)=\"(?!data:)", page)
 
 
 @every_new_probe
 def test_an_answer_is_the_same_when_asked_again_and_leaves_all_as_it_was(probe: ProbeConfig) -> None:
+    @part("teacher/drawing")
+    class DrawingConfig(HOGConfig):
+        """A network draws its weights from the global generator, before it gets others."""
+
+        def build(self) -> Any:
+            torch.randn(3)
+            return super().build()
+
     model, state = tiny().train(), torch.get_rng_state()
-    context = {"training": Scenes(4), "teacher": TEACHER}
+    context = {"training": Scenes(4), "teacher": DrawingConfig(patch=4)}
     first, second = (asked(probe, Scenes(8), model, **context) for _ in range(2))
     assert first == second
     assert model.training
