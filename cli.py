@@ -3,7 +3,6 @@
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,7 +11,20 @@ import typer
 from rich.table import Table
 
 from . import __version__, cli_cache, cli_latents
-from .cli_common import Accept, Device, ModelName, find_device, load_with_run, make_console
+from .cli_common import (
+    Accept,
+    DataFolder,
+    Device,
+    ModelName,
+    Probes,
+    RecipeName,
+    Settings,
+    find_device,
+    find_probe,
+    load_with_run,
+    make_console,
+    with_data,
+)
 
 if TYPE_CHECKING:
     from .blocks.slots import ProbeConfig
@@ -24,32 +36,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-
-RecipeName = Annotated[
-    str,
-    typer.Argument(
-        help="a name from `latelier list`, ./file.py:function, a JSON or YAML file, or a run folder", metavar="RECIPE"
-    ),
-]
-Settings = Annotated[
-    list[str] | None,
-    typer.Option("--set", help="change a field: model.encoder.depth=8 (repeatable)", metavar="A.B=C"),
-]
-DataFolder = Annotated[
-    Path | None,
-    typer.Option("--data", help="folder of images, any depth, in place of the recipe's data", metavar="DIR"),
-]
-
-
-Probes = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--probe",
-        help="ask this as well, besides the recipe's probes: knn, linear_probe, similarity, retrieval, "
-        "self_similarity, pca_maps, token_robustness; with a teacher as in similarity:hog; or JSON (repeatable)",
-        metavar="PROBE",
-    ),
-]
 
 
 class DemoModel(StrEnum):
@@ -77,13 +63,17 @@ def latelier(
 
 @app.command("list")
 def list_command() -> None:
-    """List recipes, and parts by slot."""
+    """List recipes, studies, and parts by slot."""
     from .blocks.registry import discover, parts
-    from .recipes import RECIPES
+    from .recipes import RECIPES, STUDIES
 
     failed = discover()
     table = Table("recipe", "what it is", **PLAIN)
     for name, make in RECIPES.items():
+        table.add_row(name, _first_line(make))
+    table.add_row()
+    table.add_row("study", "what it compares", style="bold")
+    for name, make in STUDIES.items():
         table.add_row(name, _first_line(make))
     table.add_row()
     table.add_row("part", "what it is", style="bold")
@@ -144,7 +134,7 @@ def train(
     from .blocks.registry import override
     from .recipes import find
 
-    made = override(_with_data(find(recipe), data), settings or ())
+    made = override(with_data(find(recipe), data), settings or ())
     folder = out or Path("runs") / made.name
     options = {"workers": workers, "keep": keep, "tensorboard": tensorboard, "accept": accept or ()}
     _train(made, folder, resume=resume, device=device, **options)
@@ -165,7 +155,7 @@ def eval_command(
     device: Device = None,
 ) -> None:
     """Measure a model on held-out images: PSNR, SSIM, alignment, latent statistics, and a linear baseline."""
-    asked = [_probe(text) for text in probes or ()]
+    asked = [find_probe(text) for text in probes or ()]
     loaded, run = load_with_run(model, device)
     folder = out or (run.folder if run else Path()) / "evaluation"
     for path in _evaluate(loaded, run, data, folder, probes=asked, accept=accept or ()):
@@ -208,7 +198,7 @@ def report(
     device: Device = None,
 ) -> None:
     """Measure a run and write RUN/report.html, one file that opens offline."""
-    print(_report(run, data, device, probes=[_probe(text) for text in probes or ()], accept=accept or ()))
+    print(_report(run, data, device, probes=[find_probe(text) for text in probes or ()], accept=accept or ()))
 
 
 @app.command()
@@ -236,6 +226,7 @@ def demo(
     console.print(f"try it:  latelier reconstruct {out} PICTURE.jpg --out pictures", highlight=False)
 
 
+app.add_typer(cli_ablate.app)
 app.add_typer(cli_cache.app)
 app.add_typer(cli_latents.app)  # without a name: its commands stand beside those above
 
@@ -262,15 +253,6 @@ def _leads() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def _with_data(recipe: "Recipe", data: Path | None) -> "Recipe":
-    from .training import FolderDataConfig
-
-    if data is None:
-        return recipe
-    base = recipe.data if isinstance(recipe.data, FolderDataConfig) else FolderDataConfig()
-    return replace(recipe, data=replace(base, path=str(data)))
-
-
 def _train(recipe: "Recipe", folder: Path, *, resume: bool, device: str | None, **options: Any) -> None:
     from .training import ProgressWatcher, Watcher, train, with_computing_teacher
 
@@ -290,20 +272,6 @@ def _train(recipe: "Recipe", folder: Path, *, resume: bool, device: str | None, 
         raise typer.Exit(130) from None
 
 
-def _probe(text: str) -> "ProbeConfig":
-    """A probe from its short name, its kind, or its JSON."""
-    import json
-
-    from .blocks.registry import decode
-    from .blocks.slots import ProbeConfig
-
-    try:
-        described = json.loads(text)
-    except json.JSONDecodeError:
-        described = text
-    return decode(described, ProbeConfig, where="--probe")
-
-
 def _evaluate(
     model: Any,
     run: "Run | None",
@@ -315,34 +283,24 @@ def _evaluate(
 ) -> list[Path]:
     """Measure under the recipe's protocols, with its probes and those given; show and write the results."""
     from .evaluation import ArchetypePSNRConfig, evaluate, results_table, save_result
+    from .recipes import measure_run
 
-    if run is None:
-        if data is None:
-            raise ValueError("eval: a model by itself has no data; name a folder of images with --data")
-        protocols, settings = (ArchetypePSNRConfig(),), {}
-    else:
-        protocols = run.recipe.evaluation
-        if not protocols:
-            raise ValueError(f"{run.folder}: the recipe {run.recipe.name!r} names no protocol in 'evaluation'")
-        settings = {"teacher": run.teacher, "predict_tokens": run.predict_tokens, "recipe": run.recipe}
-        settings |= {"grid": run.grid, "standardise": run.standardise}
-        settings |= {"teacher_spec": run.teacher_spec, "accept": accept}
-        if data is None:
-            settings["training"] = run.recipe.data.training()
-        probes = [*run.recipe.probes, *(probe for probe in probes if probe not in run.recipe.probes)]
+    if run is None and data is None:
+        raise ValueError("eval: a model by itself has no data; name a folder of images with --data")
     written, console = [], make_console()
-    for protocol in protocols:
-        with console.status("measuring") as status:  # quiet where there is no terminal
-            result = evaluate(
-                model,
-                _held_out(run, data),
-                protocol=protocol,
-                probes=probes,
-                on_progress=lambda what, done, total: status.update(f"{what}: {done} of {total}"),
-                **settings,
-            )
-        written.append(save_result(result, folder))
-        console.print(results_table([result]))
+    with console.status("measuring") as status:  # quiet where there is no terminal
+
+        def tell(what: str, done: int, total: int) -> None:
+            status.update(f"{what}: {done} of {total}")
+
+        held_out = None if data is None else _held_out(run, data)
+        if run is not None:
+            results = measure_run(run, held_out=held_out, probes=probes, accept=accept, on_progress=tell)
+        else:
+            results = [evaluate(model, held_out, protocol=ArchetypePSNRConfig(), probes=probes, on_progress=tell)]
+        for result in results:
+            written.append(save_result(result, folder))
+            console.print(results_table([result]))
     return written
 
 

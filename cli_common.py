@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,7 +15,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 if TYPE_CHECKING:
     import torch
 
-    from .training import Run
+    from .blocks.slots import ProbeConfig
+    from .training import Recipe, Run
 
 Device = Annotated[
     str | None, typer.Option(help="cpu, cuda, cuda:1, ...; default: CUDA where there is one", metavar="NAME")
@@ -26,6 +28,33 @@ Accept = Annotated[
     ),
 ]
 ModelName = Annotated[str, typer.Argument(help="a run folder, a model folder or file, or a hub id", metavar="MODEL")]
+
+
+RecipeName = Annotated[
+    str,
+    typer.Argument(
+        help="a name from `latelier list`, ./file.py:function, a JSON or YAML file, or a run folder", metavar="RECIPE"
+    ),
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="change a field: model.encoder.depth=8 (repeatable)", metavar="A.B=C"),
+]
+DataFolder = Annotated[
+    Path | None,
+    typer.Option("--data", help="folder of images, any depth, in place of the recipe's data", metavar="DIR"),
+]
+
+
+Probes = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--probe",
+        help="ask this as well, besides the recipe's probes: knn, linear_probe, similarity, retrieval, "
+        "self_similarity, pca_maps, token_robustness; with a teacher as in similarity:hog; or JSON (repeatable)",
+        metavar="PROBE",
+    ),
+]
 
 
 def make_console() -> Console:
@@ -92,3 +121,27 @@ def show_progress(what: str, *, quiet: bool = False) -> Iterator[Callable[[Any, 
     with Progress(*columns, console=console, disable=quiet or not console.is_terminal, transient=True) as bar:
         task = bar.add_task(what, total=None)
         yield lambda item, done, total: bar.update(task, completed=done, total=total)
+
+
+def with_data(recipe: "Recipe", data: Path | None) -> "Recipe":
+    """The recipe on the pictures of a folder, where one is given."""
+    from .training import FolderDataConfig
+
+    if data is None:
+        return recipe
+    base = recipe.data if isinstance(recipe.data, FolderDataConfig) else FolderDataConfig()
+    return replace(recipe, data=replace(base, path=str(data)))
+
+
+def find_probe(text: str) -> "ProbeConfig":
+    """A probe from its short name, its kind, or its JSON."""
+    import json
+
+    from .blocks.registry import decode
+    from .blocks.slots import ProbeConfig
+
+    try:
+        described = json.loads(text)
+    except json.JSONDecodeError:
+        described = text
+    return decode(described, ProbeConfig, where="--probe")

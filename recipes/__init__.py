@@ -7,8 +7,13 @@ from collections.abc import Callable
 
 from ..training.recipe import Recipe, StageConfig
 from . import demo
+from .ablate import ablate, collect
+from .cells import CellBusyError, summary_of
 from .dinac_ae import dinac_ae, dinac_ae_d2
-from .find import find
+from .find import find, find_source
+from .grid import Variant, grid, parse_axes
+from .launchers import imports_of, in_processes, in_this_process, run_job, through_submitit
+from .measure import measure_run
 from .semdisdiffae import (
     capacitor_decoder,
     full_capacitor,
@@ -16,6 +21,8 @@ from .semdisdiffae import (
     semdisdiffae_p32,
     semdisdiffae_p32_v2,
 )
+from .studies import STUDIES
+from .study import Budget
 
 RECIPES: dict[str, Callable[..., Recipe]] = {
     "semdisdiffae": semdisdiffae,
@@ -31,15 +38,31 @@ RECIPES: dict[str, Callable[..., Recipe]] = {
 
 __all__ = [
     "RECIPES",
+    "STUDIES",
+    "Budget",
+    "CellBusyError",
     "Recipe",
     "StageConfig",
+    "Variant",
+    "ablate",
     "capacitor_decoder",
+    "collect",
     "demo",
     "dinac_ae",
     "dinac_ae_d2",
     "find",
+    "find_source",
     "full_capacitor",
+    "grid",
+    "imports_of",
+    "in_processes",
+    "in_this_process",
+    "measure_run",
+    "parse_axes",
+    "run_job",
     "semdisdiffae",
     "semdisdiffae_p32",
     "semdisdiffae_p32_v2",
+    "summary_of",
+    "through_submitit",
 ]

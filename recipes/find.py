@@ -1,11 +1,15 @@
-"""Recipes by name, from a user's own Python file, from JSON or YAML, or from a run folder."""
+"""Recipes by name, from a user's own Python file, from JSON or YAML, or from a run folder.
 
+:func:`find` gives the recipe, :func:`find_source` what makes it: a function with axes, where there is one.
+"""
+
+import functools
 import importlib.util
 import json
 import re
 import sys
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
@@ -25,14 +29,24 @@ def find(name: str, settings: Iterable[str] = ()) -> Recipe:
     Raises:
         PartError: no such recipe, a file that cannot be read or fails, or a setting that does not fit.
     """
-    return override(_find(name), settings)
+    return override(called(find_source(name)), settings)
 
 
-def _find(name: str) -> Recipe:
+Source = Callable[..., Recipe] | Recipe
+"""What a recipe comes from: a function whose keyword arguments are axes, or the recipe itself."""
+
+
+def called(source: Source, **arguments: Any) -> Recipe:
+    """The recipe that a source gives."""
+    return source if isinstance(source, Recipe) else source(**arguments)
+
+
+def find_source(name: str) -> Source:
+    """Return what makes the recipe that ``name`` stands for; see :func:`find`."""
     from . import RECIPES
 
     if name in RECIPES:
-        return RECIPES[name]()
+        return RECIPES[name]
     path, (file, _, attribute) = Path(name), name.rpartition(":")
     if file.endswith(".py"):
         return _from_python(Path(file), attribute)
@@ -50,17 +64,30 @@ def _find(name: str) -> Recipe:
 # --- Python -------------------------------------------------------------------------------------------------------
 
 
-def _from_python(path: Path, attribute: str) -> Recipe:
+def _from_python(path: Path, attribute: str) -> Source:
     module = run_file(path)
     own = [k for k, v in vars(module).items() if isinstance(v, FunctionType) and v.__module__ == module.__name__]
     if not attribute:
         raise PartError(str(path), f"is a file of recipes; write {path}:{own[0] if own else 'function'}")
     if not hasattr(module, attribute):
         raise PartError(str(path), f"has no function {attribute!r}; it has {', '.join(map(repr, own)) or 'none'}")
-    made = getattr(module, attribute)
-    if callable(made):
+    found = getattr(module, attribute)
+    return _checked(found, path, attribute) if callable(found) else _as_recipe(found, path, attribute)
+
+
+def _checked(make: Callable[..., Any], path: Path, attribute: str) -> Callable[..., Recipe]:
+    """The function, whose errors name the line of its file, and whose result must be a recipe."""
+
+    @functools.wraps(make, assigned=("__doc__", "__name__"))
+    def checked(**arguments: Any) -> Recipe:
         with _naming_the_line(path):
-            made = made()
+            made = make(**arguments)
+        return _as_recipe(made, path, attribute)
+
+    return checked
+
+
+def _as_recipe(made: Any, path: Path, attribute: str) -> Recipe:
     if not isinstance(made, Recipe):
         raise PartError(str(path), f"{attribute!r} gives {made!r}; it must return a Recipe")
     return made
