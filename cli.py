@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from . import __version__, cli_cache, cli_latents
+from . import __version__, cli_ablate, cli_cache, cli_latents
 from .cli_common import (
     Accept,
     DataFolder,

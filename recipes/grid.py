@@ -23,7 +23,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..blocks.registry import Part, PartError, decode_value, encode, fields, override, suggest
+from ..blocks.registry import Part, PartError, decode, decode_value, encode, fields, override, suggest
 from ..training.recipe import Recipe
 from .find import Source, called
 
@@ -54,7 +54,7 @@ def grid(
         arguments: of the function, for every variant.
 
     Raises:
-        PartError: a path that leads nowhere, a value that does not fit, or two values of one label.
+        PartError: a path that leads nowhere, a value that does not fit, or two variants that are the same.
     """
     base = override(called(source, **(arguments or {})), settings)
     places = {path: _place(source, base, path) for path in axes}
@@ -66,8 +66,18 @@ def grid(
         given = dict(arguments or {}) | _arguments(source, base, places, values)
         recipe = override(called(source, **given), settings)
         dotted = [f"{path}={values[axis]}" for axis in values for path in places[axis].paths]
-        variants.append(Variant(name_of(labels) or base.name, override(recipe, dotted, where="config"), labels))
+        variants.append(Variant(name_of(labels) or base.name, override(recipe, dotted), labels))
+    _check_distinct(variants)
     return variants
+
+
+def _check_distinct(variants: Sequence[Variant]) -> None:
+    """Refuse a grid in which a value changes nothing: a setting or another axis has undone it."""
+    seen: dict[str, str] = {}
+    for variant in variants:
+        other = seen.setdefault(variant.recipe.id, variant.name)
+        if other != variant.name:
+            raise PartError("axes", f"{other!r} and {variant.name!r} are the same recipe; leave one of them out")
 
 
 def name_of(labels: Mapping[str, str]) -> str:
@@ -221,9 +231,9 @@ def _labelled(path: str, values: Sequence[Any]) -> dict[str, str]:
 
 
 def label_of(value: Any) -> str:
-    """A short name: of a part, that behind the slash, and what differs from its defaults."""
-    if isinstance(value, dict) and isinstance(value.get("kind"), str):
-        return _composed(value["kind"], {name: item for name, item in value.items() if name != "kind"}, "")
+    """A short name: of a part, what stands behind the slash, and what differs from its defaults."""
+    if isinstance(value, dict) and "kind" in value:
+        value = decode(value)
     if not isinstance(value, Part):
         return value if isinstance(value, str) else json.dumps(encode(value))
     changed = {}
@@ -231,12 +241,8 @@ def label_of(value: Any) -> str:
         mine = getattr(value, spec.name)
         if spec.default is dataclasses.MISSING or mine != spec.default:
             changed[spec.name] = mine
-    return _composed(value.kind, changed, value.shorthand)
-
-
-def _composed(kind: str, changed: Mapping[str, Any], shorthand: str) -> str:
-    name, rest = kind.partition("/")[2], dict(changed)
-    if shorthand in rest:
-        name += f":{label_of(rest.pop(shorthand))}"
-    inside = ", ".join(f"{key}={label_of(item)}" for key, item in rest.items())
+    name = value.kind.partition("/")[2]
+    if value.shorthand in changed:
+        name += f":{label_of(changed.pop(value.shorthand))}"
+    inside = ", ".join(f"{key}={label_of(item)}" for key, item in changed.items())
     return f"{name}({inside})" if inside else name

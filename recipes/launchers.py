@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from ..families.files import read_config
 from ..training.records import Watcher
@@ -29,10 +29,8 @@ BUSY = 75
 """Exit status of a worker that found its cell taken."""
 
 
-class Launcher(Protocol):
-    """Runs cells and gives what became of them."""
-
-    def __call__(self, study: Study, cells: Sequence[Address], folder: Path) -> Ended: ...
+Launcher = Callable[[Study, Sequence[Address], Path], Ended]
+"""Runs cells of the study in a folder and gives what became of them."""
 
 
 def in_this_process(device: str | None = None, *, watch: Callable[[Address], Watcher] | None = None) -> Launcher:
