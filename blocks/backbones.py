@@ -146,6 +146,11 @@ class NetworkTeacher(Teacher):
     def describe(self, images: Image) -> TeacherOutput:
         spec, resize = self.spec, self.spec.resize
         assert resize is not None
+        if images.shape[1] != 3:
+            raise ValueError(
+                f"{self.name}: takes images of 3 colours, got {images.shape[1]}; "
+                "repeat a grey one with x.expand(-1, 3, -1, -1)"
+            )
         size = resize.input_size((images.shape[2], images.shape[3]), spec.patch)
         if resize.order == "resize_first":
             pixels = self._normalised(resize.apply(images, spec.patch))

@@ -61,6 +61,9 @@ class SigLIP2Config(InBothConfig):
     """The picture towers of SigLIP 2 (arXiv 2502.14786): patches without a class token, and attention pooling.
 
     ``cls="pooled"`` is what the pooling gives. The sizes that end in ``_naflex`` were trained at many forms of images.
+
+    timm 1.0.31 computes GELU exactly in most of the fixed sizes, transformers by its tanh, as Google's code does:
+    tokens of the two differ by some 1e-4 there, and agree in the sizes where timm takes the tanh as well.
     """
 
     shorthand = "size"
@@ -89,7 +92,10 @@ class SigLIP2Config(InBothConfig):
 
 @part("teacher/mae")
 class MAEConfig(InBothConfig):
-    """Encoders of masked autoencoders (arXiv 2111.06377), which see every patch, in order. Not for commercial use."""
+    """Encoders of masked autoencoders (arXiv 2111.06377), which see every patch, in order. Not for commercial use.
+
+    transformers adds 1e-12 to the variances of its norms where timm, as the original code, adds 1e-6.
+    """
 
     shorthand = "size"
     networks = MAE

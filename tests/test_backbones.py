@@ -285,6 +285,10 @@ def test_pictures_of_any_size_are_taken_under_a_rule_that_takes_them(height: int
             "teacher/tiny_vit: takes images in [0, 1], got torch.uint8; map bytes with x / 255",
         ),
         (
+            torch.zeros(1, 1, 8, 8),
+            "teacher/tiny_vit: takes images of 3 colours, got 1; repeat a grey one with x.expand(-1, 3, -1, -1)",
+        ),
+        (
             torch.zeros(1, 3, 12, 16),
             "teacher/tiny_vit: takes sizes divisible by 8, got 12x16; 8x16 would do, and so would another 'resize'",
         ),

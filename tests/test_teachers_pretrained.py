@@ -29,6 +29,7 @@ from latelier.blocks import (
     differences,
     encode,
     last_layers,
+    weights_hash,
 )
 
 VIT = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -309,6 +310,22 @@ def _order(name: str) -> dict[str, Tensor]:
     return {"noise": torch.arange(25.0).expand(2, -1)} if name == "mae" else {}
 
 
+def test_a_call_leaves_the_network_as_it_was(two: Any) -> None:
+    """No hook, no table and no method of ours stays behind, whether the call went well or not."""
+    for teacher in two("dinov2", position="bicubic"):
+        backbone: Any = teacher.backbone
+        before = weights_hash(backbone.network.state_dict())
+        teacher(pictures(42, 56))
+        with pytest.raises(ValueError):
+            teacher(pictures(41, 56))
+        with pytest.raises((RuntimeError, ValueError)):
+            backbone.hidden(torch.zeros(1, 4, 42, 42), [0])
+        assert weights_hash(backbone.network.state_dict()) == before
+        assert not any(module._forward_hooks for module in backbone.modules())
+        assert not any("interpolate_pos_encoding" in vars(module) for module in backbone.modules())
+        assert all(module.grid_size == (5, 5) for module in backbone.modules() if hasattr(module, "grid_size"))
+
+
 def test_patches_of_mae_are_all_there_and_in_order(two: Any) -> None:
     """A change in one patch changes the token of that place the most, image for image and call for call."""
     _, teacher = two("mae")
@@ -397,6 +414,19 @@ def test_prefixes_norms_and_positions_of_transformers_are_known(kind: str) -> No
     torch.testing.assert_close(out.patches, last[:, -6:], atol=1e-5, rtol=1e-5)
     if out.cls is not None:
         torch.testing.assert_close(out.cls, last[:, 0], atol=1e-5, rtol=1e-5)
+
+
+def test_radio_normalises_once() -> None:
+    shape = (*VIT.items(), ("max_img_size", 128))
+    teacher = TransformersConfig(model="radio", settings=shape, random_init=True, seed=4).build()
+    torch.manual_seed(4)
+    whole: Any = transformers.RadioModel(transformers.RadioConfig(**VIT, max_img_size=128)).eval()
+    images = pictures(48, 32)
+    with torch.no_grad():
+        expected = whole(images)
+    out = teacher(images)
+    torch.testing.assert_close(out.patches, expected.features, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(out.cls, expected.last_hidden_state[:, 0], atol=1e-5, rtol=1e-5)
 
 
 def test_aimv2_of_transformers_takes_other_sizes_only_under_a_rule_that_is_named() -> None:
