@@ -35,8 +35,11 @@ from latelier.training import (
     LatentScaleConfig,
     Objective,
     PatchCosineConfig,
+    Position,
     Recipe,
+    Records,
     StageConfig,
+    Trainer,
     VFConfig,
     VPReconstructionConfig,
     read_records,
@@ -233,11 +236,12 @@ def test_a_rule_that_names_what_is_not_there_is_refused(terms: list[Any], messag
 
 
 def test_numbers_that_make_no_rule_are_refused() -> None:
-    for change, message in (
+    cases: list[tuple[dict[str, Any], str]] = [
         ({"eps": 0.0}, "config.eps: must be positive, got 0.0"),
         ({"clamp": -1.0}, "config.clamp: must be positive, got -1.0"),
         ({"reference": ()}, "config.reference: is empty; name a term to follow, such as 'vp_reconstruction'"),
-    ):
+    ]
+    for change, message in cases:
         with pytest.raises(PartError) as caught:
             GradientRatioConfig(**change)
         assert str(caught.value) == message
@@ -340,7 +344,9 @@ def test_a_resumed_run_has_the_bits_of_one_that_was_not_stopped(pictures: Path, 
         assert (folder / "metrics.jsonl").read_bytes() == (tmp_path / "whole" / "metrics.jsonl").read_bytes()
 
 
-def test_a_checkpoint_holds_the_factors_of_its_step(pictures: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_holds_the_factors_of_its_step_and_a_resumed_run_begins_with_them(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     recipe = recipe_of(pictures)
     train(recipe, tmp_path)
     checkpoint = Checkpoints(tmp_path / "checkpoints", recipe).latest()
@@ -348,9 +354,16 @@ def test_a_checkpoint_holds_the_factors_of_its_step(pictures: Path, tmp_path: Pa
     kept, last = checkpoint.group("adaptive"), read_records(tmp_path / "metrics.jsonl")[-1]
     assert kept.keys() == {"vf", "alignment"}
     assert 0.1 * kept["vf"].item() == pytest.approx(last["vf_weight"])
-    weights = AdaptiveWeights(recipe.stages[0].objective, MODEL.build())
-    weights.restore(kept)
-    assert weights.effective()["vf"] == last["vf_weight"]
+    seen: list[dict[str, float]] = []
+
+    def listen(self: Trainer, stage: StageConfig, position: Position, records: Records | None) -> Position:
+        seen.append(self.objective.adaptive.effective())
+        return position
+
+    monkeypatch.setattr(Trainer, "_run_stage", listen)
+    train(recipe, tmp_path, resume=True)
+    assert [found["vf"] for found in seen] == [last["vf_weight"]]
+    assert [found["alignment"] for found in seen] == [last["alignment_weight"]]
 
 
 def test_a_frozen_anchor_is_refused_before_any_stage_runs(pictures: Path, tmp_path: Path) -> None:

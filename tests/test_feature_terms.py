@@ -95,7 +95,7 @@ def test_patch_cosine_compares_projected_latents_with_standardised_tokens() -> N
     term = config.build(MODEL, TEACHER)
     assert state.features is not None
     z = state.model.whiten(state.latent)
-    predicted = term.get_submodule("projector").layers(z).flatten(2).transpose(1, 2)
+    predicted = term.get_submodule("projector.layers")(z).flatten(2).transpose(1, 2)
     x = state.features.patches
     target = (x - x.mean(dim=1, keepdim=True)) / (x.std(dim=1, keepdim=True, correction=0) + 1e-6)
     torch.testing.assert_close(term(state), -F.cosine_similarity(predicted, target, dim=-1).mean())
@@ -148,7 +148,7 @@ def test_vf_in_reverse_compares_in_the_latents_own_space() -> None:
     assert state.features is not None
     assert term.get_parameter("projector.layers.weight").shape == (4, 36)
     z = state.latent.flatten(2).transpose(1, 2)
-    f = term.get_submodule("projector").layers(state.features.patches)
+    f = term.get_submodule("projector.layers")(state.features.patches)
     torch.testing.assert_close(term(state), marginal_cosine(z, f, margin=0.5) + marginal_distances(z, f, margin=0.25))
 
 
@@ -232,9 +232,11 @@ def test_a_teacher_without_a_class_token_is_refused() -> None:
 
 
 def test_margins_beyond_what_cosines_differ_by_are_refused() -> None:
-    for name, value in (("cosine_margin", -0.1), ("distance_margin", 2.0)):
+    cases: list[dict[str, Any]] = [{"cosine_margin": -0.1}, {"distance_margin": 2.0}]
+    for change in cases:
+        (name, value), *_ = change.items()
         with pytest.raises(PartError) as caught:
-            VFConfig(**{name: value})
+            VFConfig(**change)
         assert str(caught.value) == f"config.{name}: must be in [0, 2), where cosines differ, got {value}"
 
 

@@ -105,7 +105,8 @@ def test_area_averages_and_nearest_takes_the_token_at_the_centre() -> None:
     teacher = grid_of(6, 9)
     maps = as_map(teacher.patches, (6, 9))
     blocks = maps.unfold(2, 3, 3).unfold(3, 3, 3)
-    for mode, expected in (("area", blocks.mean(dim=(-2, -1))), ("nearest", blocks[..., 1, 1])):
+    cases: list[tuple[Any, Tensor]] = [("area", blocks.mean(dim=(-2, -1))), ("nearest", blocks[..., 1, 1])]
+    for mode, expected in cases:
         found = ResampleGridConfig(mode=mode).resample(teacher.patches, (6, 9), (2, 3))
         torch.testing.assert_close(as_map(found, (2, 3)), expected)
 
@@ -125,7 +126,8 @@ def test_antialias_widens_the_kernel_where_a_grid_shrinks(mode: Any) -> None:
 
 
 def test_tokens_that_are_all_equal_stay_so_under_every_mode() -> None:
-    for mode, antialias in (("bilinear", True), ("bicubic", True), ("bicubic", False), ("nearest", False)):
+    cases: list[tuple[Any, bool]] = [("bilinear", True), ("bicubic", True), ("bicubic", False), ("nearest", False)]
+    for mode, antialias in cases:
         rule = ResampleGridConfig(mode=mode, antialias=antialias)
         torch.testing.assert_close(rule.resample(torch.ones(1, 6, 3), (2, 3), (5, 4)), torch.ones(1, 20, 3))
 

@@ -35,8 +35,10 @@ MODEL = DiffAEConfig(
     encoder=StackEncoderConfig(depth=1),
     decoder=SkipDecoderConfig(start=1, middle=1, end=1, rank=4),
 )
-every_projector = pytest.mark.parametrize("config", [make() for make in parts(ProjectorConfig)], ids=lambda c: c.kind)
-every_reading = pytest.mark.parametrize("config", [make() for make in parts(ReadingConfig)], ids=lambda c: c.kind)
+PROJECTORS = [decode(cls.kind, ProjectorConfig) for cls in parts(ProjectorConfig)]
+READINGS = [decode(cls.kind, ReadingConfig) for cls in parts(ReadingConfig)]
+every_projector = pytest.mark.parametrize("config", PROJECTORS, ids=lambda config: config.kind)
+every_reading = pytest.mark.parametrize("config", READINGS, ids=lambda config: config.kind)
 
 
 # --- projectors ---------------------------------------------------------------------------------------------------
@@ -92,12 +94,13 @@ def test_the_mlp_is_repas_three_layers_at_every_position() -> None:
 def test_the_convolution_sees_the_eight_neighbours_and_nothing_further() -> None:
     projector = ConvProjectorConfig().build(latent=3, features=5)
     latent = torch.randn(1, 3, 5, 5)
-    moved = latent.clone()
-    moved[:, :, 2, 2] += 1
-    changed = (projector(moved) != projector(latent)).any(dim=-1).reshape(5, 5)
-    expected = torch.zeros(5, 5, dtype=torch.bool)
-    expected[1:4, 1:4] = True
-    assert torch.equal(changed, expected)
+    for row, column in ((2, 2), (0, 4)):  # the second at a corner, beyond which there are zeros
+        moved = latent.clone()
+        moved[:, :, row, column] += 1
+        changed = (projector(moved) != projector(latent)).any(dim=-1).reshape(5, 5)
+        expected = torch.zeros(5, 5, dtype=torch.bool)
+        expected[max(row - 1, 0) : row + 2, column - 1 : column + 2] = True
+        assert torch.equal(changed, expected)
 
 
 def test_the_reverse_projector_maps_the_teacher_to_the_latents_channels() -> None:
