@@ -77,19 +77,23 @@ SPECIAL = {
     "\N{NO-BREAK SPACE}": "~",
 }
 """Characters that are commands to LaTeX, or that its default fonts lack."""
+COLUMNS = len(words.HEAD) - 1
 NUMBER = re.compile(r"([+−]?)(\d+(?:\.\d+)?)(?:e([+−]?)0*(\d+))?")
 
 
 def latex_table(study: Study, comparison: Mapping[str, Any]) -> str:
-    """A ``table`` environment for ``booktabs``, with what its numbers are as caption and notes."""
+    """A ``table`` environment for ``booktabs``, with what its numbers are as caption and notes.
+
+    Of the two p it has Holm's; whether the plain one is below 5 % shows in the interval.
+    """
     body = []
     for group in words.groups(comparison):
-        body += [*_spans(group.title, group.protocol), *map(_tex_row, group.rows), r"\midrule"]
+        body += [*_spans(group.title, group.protocol), *(_tex_row(_without_p(row)) for row in group.rows), r"\midrule"]
     if not comparison["measures"]:
         body += [_span("No cell has finished: there is nothing to compare."), r"\midrule"]
     for group in words.effect_groups(study, comparison):
         body += _spans(f"Main effects, {group.title}", group.protocol)
-        body += [_tex_row([row[0], row[1], "", *row[2:]]) for row in group.rows] + [r"\midrule"]
+        body += [_tex_row([row[0], row[1], "", *_without_p(row[2:], 2)]) for row in group.rows] + [r"\midrule"]
     notes = [_tex(line) for line in words.explanation(study, comparison)]
     if study["conditions"]:
         notes.append(rf"\textbf{{Not equal: {_tex(words.joined(study['conditions']))}}}")
@@ -101,9 +105,9 @@ def latex_table(study: Study, comparison: Mapping[str, Any]) -> str:
         rf"\caption{{{_tex(words.summary(study))}}}",
         rf"\label{{tab:ablation-{study['id']}}}",
         r"\footnotesize\setlength{\tabcolsep}{4pt}",
-        rf"\begin{{tabular}}{{l{'r' * (len(words.HEAD) - 2)}l}}",
+        rf"\begin{{tabular}}{{l{'r' * (COLUMNS - 2)}l}}",
         r"\toprule",
-        _tex_row(words.HEAD),
+        _tex_row(_without_p(words.HEAD)),
         r"\midrule",
         *body[:-1],
         r"\bottomrule",
@@ -115,12 +119,16 @@ def latex_table(study: Study, comparison: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _without_p(row: Sequence[str], place: int = words.HEAD.index("p")) -> list[str]:
+    return [*row[:place], *row[place + 1 :]]
+
+
 def _spans(title: str, protocol: str) -> list[str]:
     return [_span(title), _span(protocol, r"\scriptsize")]
 
 
 def _span(text: str, style: str = r"\itshape") -> str:
-    return rf"\multicolumn{{{len(words.HEAD)}}}{{l}}{{{style} {_tex(text)}}} \\"
+    return rf"\multicolumn{{{COLUMNS}}}{{l}}{{{style} {_tex(text)}}} \\"
 
 
 def _tex_row(cells: Sequence[str]) -> str:

@@ -161,8 +161,8 @@ def _kinds(study: Study) -> Iterator[tuple[dict[str, Any], bool]]:
 
 
 def _measure(study: Study, kind: dict[str, Any], first: bool) -> dict[str, Any]:
-    values = _values(study, kind["key"], kind["protocol"])
-    known = {name for name, *_ in _values(study, kind["key"], None)}  # under any protocol
+    values = values_of(study, kind["key"], kind["protocol"])
+    known = {name for name, *_ in values_of(study, kind["key"])}  # under any protocol
     shown = {name for name, _ in values} | ({v["name"] for v in study["variants"]} - known if first else set())
     context = _Context(study, kind, values, known)
     return {
@@ -267,8 +267,8 @@ class _Context:
         return "measured under another protocol" if elsewhere else "no seed of which both have a value"
 
 
-def _values(study: Study, key: str, protocol: str | None) -> dict[tuple[str, int], float]:
-    """Finite values by variant and seed, under one protocol or any."""
+def values_of(study: Study, key: str, protocol: str | None = None) -> dict[tuple[str, int], float]:
+    """Finite values of finished cells by variant and seed, under one protocol or any."""
     return {
         (cell["variant"], cell["seed"]): float(metric["value"])
         for cell in _ordered(study)
