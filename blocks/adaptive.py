@@ -17,6 +17,9 @@ from .registry import Part, part
 class GradientRatioConfig(Part):
     """How a term's weight follows the gradient of others; it multiplies the weight that the term has.
 
+    The weight grows as the term's own gradient fades, for a VF loss by a hundredfold and more. The total loss moves
+    with it, and so does the validation loss, by which a run names its best checkpoint: compare runs by their terms.
+
     Attributes:
         anchor: name of the model's parameter at which gradients are compared, one that learns.
         reference: short names of the terms whose weighted sum is followed, such as "vp_reconstruction". Where a

@@ -306,7 +306,7 @@ def test_a_batch_in_parts_trains_as_one_in_one_part(pictures: Path, tmp_path: Pa
     for curve in curves[1:]:
         for line, other in zip(curve, curves[0], strict=True):
             for name in line.keys() - {"step", "stage"}:
-                assert line[name] == pytest.approx(other[name], rel=1e-3, abs=1e-7), (line["step"], name)
+                assert line[name] == pytest.approx(other[name], rel=1e-4, abs=1e-7), (line["step"], name)
 
 
 def test_validation_uses_the_factors_of_the_last_step_and_never_adapts(
@@ -405,7 +405,7 @@ def test_two_processes_have_the_weights_of_one_with_batches_in_one_part_and_in_t
     for line, other in zip(one, two, strict=True):
         assert line.keys() == other.keys()
         for name in line.keys() - {"step", "stage"}:
-            assert other[name] == pytest.approx(line[name], rel=1e-3, abs=1e-7), (line["step"], name)
+            assert other[name] == pytest.approx(line[name], rel=1e-4, abs=1e-7), (line["step"], name)
     final = [read_tensors(tmp_path / run / "model" / "model.safetensors")[0] for run in ("alone", "both")]
     for name, tensor in final[0].items():
         torch.testing.assert_close(final[1][name], tensor, rtol=1e-3, atol=1e-5, msg=name)
