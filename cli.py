@@ -293,9 +293,11 @@ def _evaluate(
         def tell(what: str, done: int, total: int) -> None:
             status.update(f"{what}: {done} of {total}")
 
-        held_out = None if data is None else _held_out(run, data)
+        held_out = _held_out(run, data)
         if run is not None:
-            results = measure_run(run, held_out=held_out, probes=probes, accept=accept, on_progress=tell)
+            results = measure_run(
+                run, held_out=held_out if data is not None else None, probes=probes, accept=accept, on_progress=tell
+            )
         else:
             results = [evaluate(model, held_out, protocol=ArchetypePSNRConfig(), probes=probes, on_progress=tell)]
         for result in results:

@@ -121,11 +121,15 @@ def cell_command(
     study: Annotated[Path, typer.Argument(help="folder of the study")],
     variant: Annotated[str, typer.Option(help="its name")],
     seed: Annotated[int, typer.Option()],
+    parent: Annotated[int | None, typer.Option(help="process with which to end")] = None,
     device: Device = None,
 ) -> None:
     """Run one cell of a study: what a worker of `latelier ablate --jobs` does."""
     from .recipes import CellBusyError, run_job
+    from .recipes.launchers import end_with
 
+    if parent is not None:
+        end_with(parent)
     try:
         run_job(str(study), variant, seed, device)
     except CellBusyError as error:
@@ -138,17 +142,23 @@ def cell_command(
 
 def _variants(recipe: str, axes: Sequence[str], settings: Sequence[str], data: Path | None) -> "list[Variant]":
     """Those of a study by its name, or the grid of a recipe's axes."""
-    from .blocks.registry import override
+    from .blocks.registry import encode, override
     from .recipes import STUDIES, find_source, grid, parse_axes
+    from .recipes.find import called
+    from .recipes.grid import check_distinct
 
     if recipe not in STUDIES:
         if not axes:
             raise ValueError(f"ablate: has no axis; add one, such as --axis teacher=hog,tiny_vit, to {recipe}")
-        made = grid(find_source(recipe), parse_axes(axes), settings=settings)
-        return [replace(v, recipe=with_data(v.recipe, data)) for v in made]
+        source, first = find_source(recipe), []
+        if data is not None:
+            first = [f"data={json.dumps(encode(with_data(called(source), data).data))}"]
+        return grid(source, parse_axes(axes), settings=[*first, *settings])
     if axes:
         raise ValueError(f"ablate: {recipe} has its own axes; vary a recipe with --axis, or run the study as it is")
-    return [replace(v, recipe=with_data(override(v.recipe, settings), data)) for v in STUDIES[recipe]()]
+    made = [replace(v, recipe=override(with_data(v.recipe, data), settings)) for v in STUDIES[recipe]()]
+    check_distinct(made)
+    return made
 
 
 def _files_of_parts(recipe: str, general: dict[str, Any]) -> list[str]:

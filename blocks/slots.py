@@ -7,7 +7,7 @@ is all that its parts may depend on; a part that needs more belongs in another s
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -366,6 +366,8 @@ class ProbeConfig(Part, ABC):
     """A further question to a model, asked of the same images as its protocol; its ``id`` stands beside the answer."""
 
     slot: ClassVar[str] = "probe"
+    better: ClassVar[Literal["higher", "lower"] | None] = None
+    """Which way the numbers of its columns are better, where that is so for all of them."""
 
     @abstractmethod
     def measure(

@@ -50,6 +50,8 @@ class SimilarityProbeConfig(ProbeConfig):
         most: at most so many images or tiles, evenly spaced; None takes all.
     """
 
+    better = "higher"
+
     shorthand: ClassVar[str] = "teacher"
 
     teacher: TeacherConfig | None = None
@@ -122,6 +124,8 @@ class RetrievalProbeConfig(ProbeConfig):
         tile: cut images, those for fitting as well, into squares of so many pixels.
         most: at most so many images or tiles, evenly spaced; None takes all.
     """
+
+    better = "higher"
 
     shorthand: ClassVar[str] = "teacher"
 

@@ -46,6 +46,8 @@ class KNNProbeConfig(ProbeConfig):
         most: at most so many images for training and as many held out, evenly spaced; None takes all.
     """
 
+    better = "higher"
+
     shorthand: ClassVar[str] = "teacher"
 
     labels: LabelsConfig = DigitsConfig()
@@ -109,6 +111,8 @@ class LinearProbeConfig(ProbeConfig):
         rate: of gradient descent, at its start.
         most: at most so many images for training and as many held out, evenly spaced; None takes all.
     """
+
+    better = "higher"
 
     shorthand: ClassVar[str] = "teacher"
 

@@ -59,6 +59,8 @@ class TokenRobustnessConfig(ProbeConfig):
         num_steps: decoder evaluations, without guidance.
     """
 
+    better = "higher"
+
     offsets: tuple[float, ...] = (0.0, 2.0, 4.0, 6.0)
     share: float = 0.25
     relative_to: Literal["posterior", "unit"] = "posterior"

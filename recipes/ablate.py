@@ -23,7 +23,7 @@ import torch
 from ..blocks.registry import encode, suggest
 from ..blocks.slots import ProbeConfig
 from .cells import forget_cell, read_cell
-from .grid import Variant, name_of
+from .grid import Variant, name_of, split_values
 from .launchers import Address, Launcher, in_processes, in_this_process
 from .study import (
     Budget,
@@ -70,7 +70,8 @@ def ablate(
         baseline: name of a variant or its labels, all or some that tell it apart; default: the first.
         probes: asked of every model besides its recipe's; their numbers become columns.
         jobs: worker processes; 1 runs everything in this one. Cores are shared among them.
-        devices: that cells take in turn, such as ("cuda:0", "cuda:1"); default: CUDA where there is one.
+        devices: that cells take in turn, such as ("cuda:0", "cuda:1"), at least one job for each; default: CUDA where
+            there is one.
         launcher: runs the cells in another way, such as :func:`through_submitit`.
         retry_failed: run cells again that failed.
         imports: Python files that declare parts, for workers to run first.
@@ -79,7 +80,7 @@ def ablate(
         ValueError: no variants, two of one name, no such baseline, or a folder that holds something else.
         CellBusyError: another process is at a cell of this folder.
     """
-    folder = Path(out)
+    folder, jobs = Path(out), max(jobs, len(devices)) if jobs > 0 else jobs
     study = plan(
         variants,
         folder,
@@ -164,6 +165,12 @@ def collect(folder: str | Path, study: Study | None = None) -> dict[str, Any]:
     study = study or load_plan(folder)
     cells = [read_cell(study, v.name, seed, folder) for v in study.variants for seed in study.seeds]
     conditions = next((cell["conditions"] for cell in cells if cell["conditions"]), {})
+    mixed = [
+        f"{cell['variant']}, seed {cell['seed']}: {line}"
+        for cell in cells
+        if cell["conditions"]
+        for line in _changed(cell["conditions"], conditions)
+    ]
     timing = {f"{cell['variant']}/{cell['seed']}": cell["seconds"] for cell in cells if cell["seconds"] is not None}
     apart = {"conditions", "seconds"}
     tree = {
@@ -175,7 +182,7 @@ def collect(folder: str | Path, study: Study | None = None) -> dict[str, Any]:
         "seeds": list(study.seeds),
         "baseline": study.baseline,
         "budget": {"kind": study.budget.kind, "amount": study.budget.amount, "text": _budget_text(study)},
-        "conditions": unequal_conditions(study),
+        "conditions": unequal_conditions(study) + mixed,
         "variants": [_described(study, variant.name) for variant in study.variants],
         "cells": [{key: value for key, value in cell.items() if key not in apart} for cell in cells],
         **{key: conditions.get(key) for key in ("versions", "dtype", "device")},
@@ -183,6 +190,13 @@ def collect(folder: str | Path, study: Study | None = None) -> dict[str, Any]:
     }
     write_study(tree, folder)
     return load_study(folder / "ablation.json")
+
+
+def _changed(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
+    """Where a cell was measured under other conditions than the first: dtype, device, versions."""
+    pairs = {key: (ours[key], theirs.get(key)) for key in ("dtype", "device")}
+    pairs |= {key: (value, theirs["versions"].get(key)) for key, value in ours["versions"].items()}
+    return [f"{key}: {a!r}, not {b!r}" for key, (a, b) in pairs.items() if a != b]
 
 
 def _described(study: Study, name: str) -> dict[str, Any]:
@@ -197,6 +211,7 @@ def _described(study: Study, name: str) -> dict[str, Any]:
         "flops_per_step": variant.flops_per_step,
         "teacher_flops_per_step": variant.teacher_flops_per_step,
         "seconds_per_step": variant.seconds_per_step,
+        "why": variant.why,
         "teacher": None if variant.recipe.teacher is None else variant.recipe.teacher.kind,
     }
 
@@ -242,7 +257,7 @@ def find_baseline(variants: Sequence[Variant], wanted: str | Mapping[str, str] |
     if isinstance(wanted, str):
         if wanted in names:
             return wanted
-        wanted = dict(_pair(text) for text in wanted.split(",")) if "=" in wanted else {"": wanted}
+        wanted = dict(_pair(text) for text in split_values(wanted)) if "=" in wanted else {"": wanted}
     found = [v.name for v in variants if v.labels and all(v.labels.get(k) == label for k, label in wanted.items())]
     if len(found) == 1:
         return found[0]

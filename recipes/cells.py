@@ -9,7 +9,7 @@ import hashlib
 import json
 import traceback
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from ..blocks.registry import decode, encode
 from ..blocks.slots import ImageSource, Measured, ProbeConfig, ProtocolConfig
 from ..evaluation.pictures import to_picture
 from ..evaluation.results import Result, save_result
-from ..families.files import read_config, write_atomically
+from ..families.files import CheckpointError, read_config, write_atomically
 from ..training.engine import train
 from ..training.recipe import Recipe
 from ..training.records import METRICS, TIMING, Watcher, read_records
@@ -44,7 +44,7 @@ def cell_folder(study: Study, variant: str, seed: int, folder: Path) -> Path:
 def read_cell(study: Study, variant: str, seed: int, folder: Path) -> dict[str, Any]:
     """What a cell has come to: its ``cell.json``, or that it is pending."""
     path = cell_folder(study, variant, seed, folder)
-    if (path / CELL).is_file():
+    with suppress(FileNotFoundError, CheckpointError):  # one that is damaged is made again from the run beside it
         return read_config(path / CELL)
     return _cell(variant, seed, path.relative_to(folder), "pending")
 
@@ -147,7 +147,10 @@ def _metrics(recipe: Recipe, results: list[Result]) -> Iterator[dict[str, Any]]:
             ("class_cosine", "Cosine, class token"),
         ):
             if alignment.get(key) is not None:
+                rules = [alignment["grid"]] if alignment["resampled"] else []
+                rules += [alignment["standardise"]] if "standardise" in alignment else []
                 teacher = f"{protocol}, to {alignment['teacher']['kind']} {alignment['teacher_id']}"
+                teacher += "".join(f", {rule['kind']} {_digest(rule)}" for rule in rules)
                 yield _metric(f"{key}{tail}", f"{label}{tail}", "", "higher", teacher, alignment[key])
         yield from _probe_metrics(result, protocol, tail)
 
@@ -157,7 +160,8 @@ def _probe_metrics(result: Result, protocol: str, tail: str) -> Iterator[dict[st
         probe = decode(answer["settings"], ProbeConfig)
         for label, (value, unit) in probe.columns(answer).items():
             asked = f"{protocol}, {name} {answer['id']}"
-            yield _metric(f"{label}{tail}", f"{label}{tail}", unit, None, asked, value)
+            better = None if "shuffled" in label else probe.better  # a control has no better direction
+            yield _metric(f"{label}{tail}", f"{label}{tail}", unit, better, asked, value)
 
 
 def _training_metrics(recipe: Recipe, path: Path) -> Iterator[dict[str, Any]]:
@@ -165,14 +169,17 @@ def _training_metrics(recipe: Recipe, path: Path) -> Iterator[dict[str, Any]]:
     checked = [line["validation_loss"] for line in read_records(path / METRICS) if "validation_loss" in line]
     if checked:
         stage = recipe.stages[-1]
-        asked = json.dumps([encode(stage.objective), encode(recipe.teacher), stage.resolution], sort_keys=True)
-        digest = hashlib.sha256(asked.encode()).hexdigest()[:12]
-        protocol = f"objective of stage {stage.name}, {digest}"
+        asked = [encode(stage.objective), encode(recipe.teacher), stage.resolution, stage.validate_images]
+        protocol = f"objective of stage {stage.name}, {_digest(asked)}"
         yield _metric("validation_loss", "Validation loss", "", "lower", protocol, checked[-1])
 
 
 def _metric(key: str, label: str, unit: str, better: str | None, protocol: str, value: float | None) -> dict[str, Any]:
     return {"key": key, "label": label, "unit": unit, "better": better, "protocol": protocol, "value": value}
+
+
+def _digest(described: Any) -> str:
+    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:12]
 
 
 # --- pictures -----------------------------------------------------------------------------------------------------

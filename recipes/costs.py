@@ -48,7 +48,8 @@ def count_step(recipe: Recipe) -> StepCost:
             with FlopCounterMode(display=False) as counter:
                 if built is not None:
                     features = built(images)
-            teacher_flops += counter.get_total_flops() / 2 * stage.batch * stage.steps / steps
+            if teacher is recipe.teacher:  # features of a cache cost nothing here
+                teacher_flops += counter.get_total_flops() / 2 * stage.batch * stage.steps / steps
             objective = objective_of(recipe, stage, model)
             with FlopCounterMode(display=False) as counter:
                 values, _ = objective(2 * images - 1, features, Draws(0, 0, first=0, batch=2))

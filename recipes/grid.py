@@ -67,11 +67,11 @@ def grid(
         recipe = override(called(source, **given), settings)
         dotted = [f"{path}={values[axis]}" for axis in values for path in places[axis].paths]
         variants.append(Variant(name_of(labels) or base.name, override(recipe, dotted), labels))
-    _check_distinct(variants)
+    check_distinct(variants)
     return variants
 
 
-def _check_distinct(variants: Sequence[Variant]) -> None:
+def check_distinct(variants: Sequence[Variant]) -> None:
     """Refuse a grid in which a value changes nothing: a setting or another axis has undone it."""
     seen: dict[str, str] = {}
     for variant in variants:

@@ -16,7 +16,7 @@ from typing import Any
 
 from ..families.files import read_config
 from ..training.records import Watcher
-from .cells import CellBusyError, read_cell, run_cell, write_failure
+from .cells import CellBusyError, cell_folder, read_cell, run_cell, write_failure
 from .find import run_file
 from .study import PLAN, Study, load_plan
 
@@ -25,7 +25,10 @@ Address = tuple[str, int]
 
 Ended = Iterator[tuple[Address, dict[str, Any]]]
 
-BUSY = 75
+LOG = "worker.txt"
+"""What a worker said, in the folder of its cell while it runs, and afterwards if it died."""
+
+BUSY = os.EX_TEMPFAIL
 """Exit status of a worker that found its cell taken."""
 
 
@@ -75,23 +78,23 @@ def in_processes(jobs: int, devices: Sequence[str] = ()) -> Launcher:
 
 def _start(study: Study, address: Address, folder: Path, device: str | None) -> "subprocess.Popen[bytes]":
     variant, seed = address
-    command = [sys.executable, "-m", "latelier", "ablate-cell", str(folder)]
-    command += ["--variant", variant, "--seed", str(seed), *(["--device", device] if device else [])]
-    environment = os.environ | {"OMP_NUM_THREADS": str(study.threads)}
-    parent = os.getpid()
-    return subprocess.Popen(
-        command,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        start_new_session=True,  # Ctrl-C goes to this process, which ends its workers
-        preexec_fn=lambda: _end_with(parent),
-    )
+    command = [sys.executable, "-m", "latelier", "ablate-cell", str(folder), "--variant", variant, "--seed", str(seed)]
+    command += ["--parent", str(os.getpid()), *(["--device", device] if device else [])]
+    log = cell_folder(study, variant, seed, folder) / LOG
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("wb") as file:
+        return subprocess.Popen(
+            command,
+            env=os.environ | {"OMP_NUM_THREADS": str(study.threads)},
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # Ctrl-C goes to this process, which ends its workers
+        )
 
 
-def _end_with(parent: int) -> None:
-    """Have the kernel kill this process when its parent dies (Linux; elsewhere the lock of the cell protects it)."""
+def end_with(parent: int) -> None:
+    """Have the kernel kill this process when its parent dies (Linux; elsewhere the lock of its cell protects it)."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
         if os.getppid() != parent:  # it died before that
@@ -99,19 +102,19 @@ def _end_with(parent: int) -> None:
 
 
 def _ended(study: Study, address: Address, folder: Path, worker: "subprocess.Popen[bytes]") -> dict[str, Any]:
-    assert worker.stderr is not None
-    told = worker.stderr.read().decode(errors="replace")
+    log = cell_folder(study, *address, folder) / LOG
+    told = log.read_text(encoding="utf-8", errors="replace").strip()
     cell = read_cell(study, *address, folder)
     if worker.returncode == BUSY:
-        raise CellBusyError(told.strip().removeprefix("error: "))
+        raise CellBusyError(told.removeprefix("error: "))
     if cell["status"] != "pending":
+        log.unlink()
         return cell
     if worker.returncode < 0:
         name = signal.Signals(-worker.returncode).name
-        hint = " (out of memory?)" if name == "SIGKILL" else ""
-        reason = f"the worker was ended by {name}{hint}"
+        reason = f"the worker was ended by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
     else:
-        last = (told.strip().splitlines() or ["it said nothing"])[-1]
+        last = (told.splitlines() or ["it said nothing"])[-1]
         reason = f"the worker ended with status {worker.returncode}: {last}"
     return write_failure(study, *address, folder, f"{reason}\n\n{told}" if told else reason)
 
@@ -142,6 +145,8 @@ def through_submitit(cluster: str = "slurm", parameters: Mapping[str, Any] | Non
                 del jobs[address]
                 failed = job.exception()
                 cell = read_cell(study, *address, folder)
+                if cell["status"] == "pending" and CellBusyError.__name__ in str(failed):
+                    raise CellBusyError(f"{cell['run']}: another job is running this cell; wait for it, or cancel it")
                 if cell["status"] == "pending":
                     cell = write_failure(study, *address, folder, str(failed or "the job left no result"))
                 yield address, cell

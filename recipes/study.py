@@ -144,25 +144,21 @@ def make_plan(
 def _planned(index: int, variant: Variant, budget: Budget, device: str | torch.device | None) -> Planned:
     slug = re.sub(r"[^A-Za-z0-9.=_+-]+", "-", variant.name).strip("-")
     made = Planned(variant.name, f"{index:02d}-{slug}"[:80], dict(variant.labels), variant.recipe)
+    if budget.kind == "steps" and budget.amount is not None:
+        made = replace(made, recipe=with_steps(made.recipe, int(budget.amount)))
     try:
-        cost = count_step(variant.recipe)
+        cost = count_step(made.recipe)
         made = replace(
             made, flops_per_step=cost.flops, teacher_flops_per_step=cost.teacher_flops, parameters=cost.parameters
         )
         if budget.kind == "seconds":
-            made = replace(made, seconds_per_step=time_step(variant.recipe, device))
+            made = replace(made, seconds_per_step=time_step(made.recipe, device))
     except Exception as error:  # its cells will fail by it, and say so
         return replace(made, why=f"{type(error).__name__}: {error}")
-    steps = _steps(made, budget)
-    return made if steps is None else replace(made, recipe=with_steps(made.recipe, steps))
-
-
-def _steps(planned: Planned, budget: Budget) -> int | None:
-    if budget.amount is None:
-        return None
-    each = {"steps": 1, "seconds": planned.seconds_per_step, "flops": planned.flops_per_step}[budget.kind]
-    assert each is not None
-    return max(1, round(budget.amount / each))
+    each = {"seconds": made.seconds_per_step, "flops": made.flops_per_step}.get(budget.kind)
+    if each is None or budget.amount is None:
+        return made
+    return replace(made, recipe=with_steps(made.recipe, max(1, round(budget.amount / each))))
 
 
 # --- the file -----------------------------------------------------------------------------------------------------
@@ -226,7 +222,7 @@ def check_same(study: Study, asked: Mapping[str, Any], folder: Path) -> None:
 
 def _differing(ours: Any, theirs: Any, where: str) -> list[str]:
     if isinstance(ours, Mapping) and isinstance(theirs, Mapping):
-        if "kind" in ours and ours.get("kind") == theirs.get("kind"):
+        if "/" in str(ours.get("kind")) and ours.get("kind") == theirs.get("kind"):
             return differences(decode(dict(ours)), decode(dict(theirs)), where=where)
         keys = dict.fromkeys([*ours, *theirs])
         return [line for key in keys for line in _differing(ours.get(key), theirs.get(key), f"{where}.{key}")]
@@ -262,7 +258,8 @@ def unequal_conditions(study: Study) -> list[str]:
         found = []
         for line in differences(variant.recipe, baseline, where=""):
             path = line.partition(": ")[0].lstrip(".")
-            if re.fullmatch(EQUAL, path):
+            meant = study.budget.kind != "steps" and path.endswith(".steps")  # an equal budget makes them differ
+            if re.fullmatch(EQUAL, path) and not meant:
                 found.append(line.lstrip("."))
         lines += [f"{variant.name}: {line}" for line in found]
     return lines
