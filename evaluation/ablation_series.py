@@ -56,20 +56,21 @@ def against_axis(study: Study, measure: Mapping[str, Any]) -> AxisPlot:
 
 
 def curves(study: Study) -> list[tuple[str, Curve, list[Curve]]]:
-    """Of each variant with a curve: its name, the mean over seeds at the steps that all of them have, single seeds.
+    """Of each variant with a curve: its name, the mean over finished seeds at the steps that all have, single seeds.
 
-    Values that are not finite are left out; a cell that failed shows how far it came.
+    Values that are not finite are left out; the curve of a cell that failed is a single one and in no mean.
     """
     found = []
     for variant in study["variants"]:
         single: list[Curve] = []
+        tables: list[dict[float, float]] = []
         for cell in study["cells"]:
-            if cell["variant"] == variant["name"]:
-                points = [(float(x), float(y)) for x, y in cell["curve"] if y is not None and math.isfinite(y)]
-                single += [points] if points else []
+            points = [(float(x), float(y)) for x, y in cell["curve"] if y is not None and math.isfinite(y)]
+            if cell["variant"] == variant["name"] and points:
+                single.append(points)
+                tables += [dict(points)] if cell["status"] == "finished" else []
         if single:
-            tables = [dict(points) for points in single]
-            common = [x for x, _ in single[0] if all(x in table for table in tables)]
+            common = [x for x in tables[0] if all(x in table for table in tables)] if tables else []
             mean = [(x, math.fsum(table[x] for table in tables) / len(tables)) for x in common]
             found.append((variant["name"], mean, single))
     return found

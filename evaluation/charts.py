@@ -7,7 +7,7 @@ from html import escape
 
 WIDTH, HEIGHT = 360.0, 210.0
 LEFT, RIGHT, TOP, BOTTOM = 46.0, 12.0, 14.0, 26.0
-ROW = 24.0
+ROW, FOREST_ROW = 24.0, 36.0
 MOST_POINTS = 500
 
 Points = Sequence[tuple[float, float]]
@@ -120,6 +120,76 @@ def pair_chart(
     return _svg(title, description, body, height, width=width)
 
 
+def forest_chart(
+    title: str, rows: Sequence[tuple[str, float, float | None, float | None, str]], *, unit: str, description: str
+) -> str:
+    """A row for each (name, value, low, high, style): a dot on its interval, under its name, beside a line at zero."""
+    values = [v for row in rows for v in row[1:4] if isinstance(v, float | int)]
+    height = TOP + FOREST_ROW * len(rows) + BOTTOM
+    axis = Axis(*_widened(min([0.0, *values]), max([0.0, *values]), 0.06), RIGHT, WIDTH - RIGHT)
+    body = [*_scale(axis, height, unit), _line(axis(0), TOP - 6, axis(0), height - BOTTOM, "zero")]
+    for i, (name, value, low, high, style) in enumerate(rows):
+        y = TOP + FOREST_ROW * i + 10
+        body.append(_text(RIGHT, y, _fitting(name), "name"))
+        if low is not None and high is not None:
+            body.append(_line(axis(low), y + 13, axis(high), y + 13, f"interval {style}"))
+            body += [_line(axis(x), y + 9, axis(x), y + 17, f"interval {style}") for x in (low, high)]
+        body.append(f'<circle class="{style}" cx="{axis(value):.1f}" cy="{y + 13:.1f}" r="4.5"/>')
+    return _svg(title, description, body, height)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean with its error, and the values it is a mean of, at a place of a :func:`category_chart`."""
+
+    place: int
+    mean: float
+    error: float
+    singles: Sequence[float]
+
+
+def category_chart(
+    title: str,
+    places: Sequence[str],
+    series: Sequence[tuple[Sequence[Estimate], str]],
+    *,
+    description: str,
+    joined: bool,
+) -> str:
+    """Means with errors at named places, side by side for several series, over small dots for single values."""
+    values = [v for estimates, _ in series for e in estimates for v in (e.mean - e.error, e.mean + e.error, *e.singles)]
+    stacked = sum(map(len, places)) > 44  # then names stand on lines of their own
+    bottom = 14.0 * len(places) + 12 if stacked else BOTTOM
+    height = HEIGHT - BOTTOM + bottom
+    y_axis = Axis(*_widened(min(values), max(values), 0.08), height - bottom, TOP)
+    step = (WIDTH - RIGHT - LEFT) / len(places)
+    body = []
+    for tick in y_axis.ticks():
+        body.append(_line(LEFT, y_axis(tick), WIDTH - RIGHT, y_axis(tick), "grid"))
+        body.append(_text(LEFT - 6, y_axis(tick) + 3.5, short(tick), "tick end"))
+    for i, name in enumerate(places):
+        middle = LEFT + (i + 0.5) * step
+        if stacked:
+            body.append(_text(middle, height - bottom + 13, f"{i + 1}", "tick middle"))
+            body.append(_text(LEFT, height - bottom + 27 + 14 * i, _fitting(f"{i + 1}: {name}"), "tick"))
+        else:
+            body.append(_text(middle, height - bottom + 16, name, "name middle"))
+    for i, (estimates, style) in enumerate(series):
+        shift = step * 0.5 * ((i + 0.5) / len(series) - 0.5)
+        spots = [(LEFT + (e.place + 0.5) * step + shift, e) for e in estimates]
+        if joined and len(spots) > 1:
+            path = "M" + "L".join(f"{x:.1f} {y_axis(e.mean):.1f}" for x, e in spots)
+            body.append(f'<path class="{style}" d="{path}"/>')
+        for x, e in spots:
+            body += [f'<circle class="single {style}" cx="{x:.1f}" cy="{y_axis(v):.1f}" r="2.2"/>' for v in e.singles]
+            if e.error:
+                low, high = y_axis(e.mean - e.error), y_axis(e.mean + e.error)
+                body.append(_line(x, low, x, high, f"interval {style}"))
+                body += [_line(x - 4, y, x + 4, y, f"interval {style}") for y in (low, high)]
+            body.append(f'<circle class="{style}" cx="{x:.1f}" cy="{y_axis(e.mean):.1f}" r="4"/>')
+    return _svg(title, description, body, height)
+
+
 def nice_ticks(low: float, high: float, most: int = 5) -> Iterator[float]:
     """Multiples of 1, 2 or 5 times a power of ten inside [low, high]."""
     raw = (high - low) / most
@@ -165,6 +235,19 @@ def _grid(x_axis: Axis, y_axis: Axis, *, room: float) -> Iterator[str]:
     for tick in x_axis.ticks():
         if x_axis(tick) < WIDTH - RIGHT - room:  # the label of the axis stands at its end
             yield _text(x_axis(tick), HEIGHT - 5, short(tick), "tick middle")
+
+
+def _scale(axis: Axis, height: float, unit: str) -> Iterator[str]:
+    """Vertical lines with labels below, and the unit at their end."""
+    for tick in axis.ticks():
+        yield _line(axis(tick), TOP - 6, axis(tick), height - BOTTOM, "grid")
+        if not unit or axis(tick) < WIDTH - RIGHT - 8.0 * len(unit):
+            yield _text(axis(tick), height - 8, short(round(tick, 12)), "tick middle")
+    yield _text(WIDTH - 2, height - 8, unit, "tick end")
+
+
+def _fitting(name: str, most: int = 52) -> str:
+    return name if len(name) <= most else f"…{name[1 - most :]}"
 
 
 def _line(x1: float, y1: float, x2: float, y2: float, style: str) -> str:

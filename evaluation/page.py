@@ -184,13 +184,13 @@ ZOOM = """
 """
 
 
-def document(title: str, body: str) -> str:
-    """A whole page around the inside of ``main``."""
+def document(title: str, body: str, *, style: str = "") -> str:
+    """A whole page around the inside of ``main``; ``style`` is added to what every page has."""
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{STYLE}</style></head>\n"
+        f"<title>{escape(title)}</title><style>{STYLE}{style}</style></head>\n"
         f"<body><main>\n{body}\n</main>{ZOOM}<script>{SCRIPT}</script></body></html>\n"
     )
 
