@@ -18,6 +18,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from latelier.blocks import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
     CheckpointError,
     DINOv2Config,
     DINOv3Config,
@@ -31,7 +33,7 @@ from latelier.blocks import (
 
 MODEL = "vit_small_patch14_reg4_dinov2.lvd142m"
 SHAPE = (("embed_dim", 32), ("depth", 1), ("num_heads", 2), ("img_size", 28))
-CONFIG = (
+CONFIG: Any = (
     ("hidden_size", 32),
     ("num_hidden_layers", 1),
     ("num_attention_heads", 2),
@@ -219,18 +221,16 @@ def test_a_local_folder_gives_config_colours_and_weights(tmp_path: Path) -> None
     config = TransformersConfig(model=str(tmp_path))
     assert (config.features, config.token_pixels) == (32, 14)
     teacher = config.build()
-    assert teacher.spec.mean == (0.1, 0.2, 0.3)
-    assert teacher.spec.std == (0.4, 0.5, 0.6)
-    drawn = TransformersConfig(
-        model="dinov2", settings=CONFIG, random_init=True, seed=7, mean=teacher.spec.mean, std=teacher.spec.std
-    )
+    mean, std = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
+    assert (teacher.spec.mean, teacher.spec.std) == (mean, std)
+    drawn = TransformersConfig(model="dinov2", settings=CONFIG, random_init=True, seed=7, mean=mean, std=std)
     assert torch.equal(teacher(IMAGES).patches, drawn.build()(IMAGES).patches)
 
 
 def test_a_folder_of_transformers_loads_into_timm(tmp_path: Path) -> None:
     folder_of("dinov2_with_registers", CONFIG, tmp_path)
     ours = load(tmp_path)
-    theirs = TransformersConfig(model=str(tmp_path), mean=ours.spec.mean, std=ours.spec.std).build()
+    theirs = TransformersConfig(model=str(tmp_path), mean=IMAGENET_MEAN, std=IMAGENET_STD).build()
     torch.testing.assert_close(ours(IMAGES).patches, theirs(IMAGES).patches, atol=1e-5, rtol=1e-5)
 
 
@@ -268,10 +268,9 @@ def test_a_model_of_pictures_and_text_gives_its_picture_tower(tmp_path: Path) ->
 
 
 def test_a_masked_autoencoder_gives_its_encoder(tmp_path: Path) -> None:
-    config = transformers.ViTMAEConfig(
-        **dict(CONFIG), intermediate_size=64, decoder_hidden_size=16, decoder_num_hidden_layers=1,
-        decoder_num_attention_heads=2, decoder_intermediate_size=32,
-    )  # fmt: skip
+    decoder = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    sizes: dict[str, Any] = {f"decoder_{name}": value for name, value in decoder.items()}
+    config = transformers.ViTMAEConfig(**dict(CONFIG), **sizes, intermediate_size=64)
     whole: Any = transformers.ViTMAEForPreTraining(config)
     whole.save_pretrained(tmp_path)
     teacher = TransformersConfig(model=str(tmp_path)).build()

@@ -40,7 +40,7 @@ def by_hand(network: TinyViT, pixels: Tensor, *, config: TinyViTConfig) -> Tenso
     patches = torch.stack(
         [pixels[:, i * p : (i + 1) * p, j * p : (j + 1) * p].flatten() for i in range(rows) for j in range(columns)]
     )
-    x = patches @ network.embed.weight.flatten(1).T + network.embed.bias
+    x = patches @ network.embed.weight.flatten(1).T + cast(Tensor, network.embed.bias)
     if network.table is not None:
         x = x + network.table.flatten(1).T
     x = torch.cat([network.prefix, x])
