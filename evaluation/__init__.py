@@ -1,5 +1,11 @@
 """Measuring models: protocols, yardsticks, latent statistics, pictures, reports."""
 
+from .ablation_headline import headline
+from .ablation_outputs import load_study, write_study
+from .ablation_plots import curve_figure, metric_figure, write_plots
+from .ablation_report import write_ablation_report
+from .ablation_tables import latex_table, markdown_table
+from .comparison import compare
 from .feature_probes import RetrievalProbeConfig, SimilarityProbeConfig
 from .label_probes import KNNProbeConfig, LinearProbeConfig
 from .labels import DigitsConfig
@@ -51,17 +57,24 @@ __all__ = [
     "TokenErrors",
     "TokenRobustnessConfig",
     "cknna",
+    "compare",
+    "curve_figure",
     "decay_slope",
     "decode_files",
     "difference",
     "encode_files",
     "evaluate",
     "feature_files",
+    "headline",
     "knn_accuracy",
     "latent_colours",
+    "latex_table",
     "linear_cka",
     "load_result",
+    "load_study",
     "local_distant_similarity",
+    "markdown_table",
+    "metric_figure",
     "mutual_knn",
     "nearest",
     "pca_maps",
@@ -82,5 +95,8 @@ __all__ = [
     "to_picture",
     "token_cosine",
     "top_k_accuracy",
+    "write_ablation_report",
+    "write_plots",
     "write_report",
+    "write_study",
 ]
