@@ -53,8 +53,8 @@ def as_va_vae(teacher: Config) -> Config:
 def as_edm2(teacher: Config) -> Config:
     """EDM2's DINOv2 distance: antialiased bicubic to 224, then ImageNet's statistics; read ``cls``.
 
-    dgm-eval (FDD) resizes with PIL, whose bicubic is antialiased as well but rounds to bytes: equal to this up to
-    that rounding.
+    dgm-eval (FDD) resizes with PIL, whose bicubic is antialiased as well but gives bytes: equal to this up to rounding
+    and the clipping of overshoots.
     """
     resize = FixedResizeConfig(height=224, width=224, mode="bicubic", antialias=True)
     return replace(teacher, resize=resize, mean=IMAGENET_MEAN, std=IMAGENET_STD)

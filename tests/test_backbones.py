@@ -5,6 +5,8 @@ from dataclasses import replace
 from typing import Any, cast
 
 import hypothesis.strategies as st
+import numpy as np
+import PIL.Image
 import pytest
 import torch
 import torch.nn.functional as F
@@ -471,3 +473,12 @@ def test_as_edm2_antialiases_and_keeps_the_class_token() -> None:
     pixels = normalised(F.interpolate(images, (224, 224), mode="bicubic", align_corners=False, antialias=True))
     assert backbone.pixels is not None
     assert torch.equal(backbone.pixels, pixels)
+
+
+def test_dgm_evals_resizing_by_pil_is_that_of_edm2_up_to_its_bytes() -> None:
+    picture = np.random.default_rng(0).integers(80, 176, (300, 260, 3), dtype=np.uint8)  # nothing to clip
+    resized = PIL.Image.fromarray(picture).resize((224, 224), PIL.Image.Resampling.BICUBIC)
+    theirs = torch.from_numpy(np.array(resized)).permute(2, 0, 1) / 255
+    images = torch.from_numpy(picture).permute(2, 0, 1)[None] / 255
+    ours = as_edm2(SMALL).resize.apply(images, 14)[0]
+    assert (ours - theirs).abs().max() < 1.5 / 255

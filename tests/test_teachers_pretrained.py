@@ -416,6 +416,15 @@ def test_prefixes_norms_and_positions_of_transformers_are_known(kind: str) -> No
         torch.testing.assert_close(out.cls, last[:, 0], atol=1e-5, rtol=1e-5)
 
 
+def test_networks_of_one_size_say_so() -> None:
+    config = TimmConfig(model="beit_base_patch16_224", settings=tuple(SHAPE.items()), random_init=True)
+    teacher = config.build()
+    assert teacher(pictures(224, 224, batch=1)).grid == (14, 14)
+    with pytest.raises(ValueError) as error:
+        teacher(pictures(32, 64))
+    assert str(error.value) == "teacher/timm: takes 224x224 pixels only, got 32x64"
+
+
 def test_radio_normalises_once() -> None:
     shape = (*VIT.items(), ("max_img_size", 128))
     teacher = TransformersConfig(model="radio", settings=shape, random_init=True, seed=4).build()

@@ -255,7 +255,7 @@ def test_names_of_transformers_4_are_known(tmp_path: Path) -> None:
 
 
 def test_a_model_of_pictures_and_text_gives_its_picture_tower(tmp_path: Path) -> None:
-    vision = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28, "patch_size": 14}
+    vision = {**dict(CONFIG), "intermediate_size": 128}
     text = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 8}
     config = transformers.SiglipConfig(vision_config=vision, text_config=text)
     whole: Any = transformers.SiglipModel(config)
@@ -265,6 +265,9 @@ def test_a_model_of_pictures_and_text_gives_its_picture_tower(tmp_path: Path) ->
     with torch.no_grad():
         expected = whole.eval().vision_model(pixels).last_hidden_state
     torch.testing.assert_close(teacher(IMAGES).patches, expected, atol=1e-5, rtol=1e-5)
+    shape = (*SHAPE, ("patch_size", 14), ("mlp_ratio", 4))
+    in_timm = load(tmp_path, model="vit_so400m_patch16_siglip_256.v2_webli", shape=shape)
+    torch.testing.assert_close(in_timm(IMAGES).patches, expected, atol=1e-5, rtol=1e-5)
 
 
 def test_a_masked_autoencoder_gives_its_encoder(tmp_path: Path) -> None:
