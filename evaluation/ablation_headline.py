@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from .ablation_words import count, digits, fixed, interval_text, probability
-from .comparison import BETTER, UNSHOWN, Study
+from .comparison import BETTER, UNSHOWN, WORSE, Study
 
 ALPHA = 0.05
 
@@ -44,12 +44,14 @@ def headline(study: Study, comparison: Mapping[str, Any]) -> str:
     if not compared:
         return f"By {measure['label']} no variant can be compared with the baseline yet."
     if row["variant"] == baseline:
-        worse = sum(r["difference"]["verdict"] == "worse" for r in compared)
-        return (
-            f"By {measure['label']} no variant is better on average than the baseline, {baseline}. "
-            f"Of {count(len(compared), 'variant')} compared with it, {worse or 'none'} "
-            f"{'is' if worse == 1 else 'are'} worse with an interval that excludes zero."
+        worse = sum(r["difference"]["verdict"] == WORSE for r in compared)
+        text = (
+            f"By {measure['label']} no variant is better on average than the baseline, {baseline}: "
+            f"{worse} of {count(len(study['variants']) - 1, 'other variant')} "
+            f"{'is' if worse == 1 else 'are'} worse with an interval that excludes zero"
         )
+        unknown = len(study["variants"]) - 1 - sum(r["difference"]["low"] is not None for r in compared)
+        return text + (f", and {unknown} cannot be judged." if unknown else ".")
     difference = row["difference"]
     gain = fixed(difference["mean"], places, sign=True)
     text = f"By {measure['label']} {row['variant']} is best on average: {gain}{unit} against the baseline, {baseline}"

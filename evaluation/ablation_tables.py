@@ -20,7 +20,7 @@ def markdown_table(study: Study, comparison: Mapping[str, Any]) -> str:
     blocks = [f"# {_md(study['name'])}: ablation", _md(words.summary(study))]
     blocks += [_md(" ".join(words.explanation(study, comparison)))]
     if study["conditions"]:
-        blocks.append(f"**Not equal: {_md(words.joined(study['conditions']))}**")
+        blocks.append(f"**Not equal: {_md('; '.join(study['conditions']))}**")
     for group in words.groups(comparison):
         blocks += [f"## {_md(group.title)}", f"Protocol: {_md(group.protocol)}", _md_table(words.HEAD, group.rows)]
     if not comparison["measures"]:
@@ -96,8 +96,8 @@ def latex_table(study: Study, comparison: Mapping[str, Any]) -> str:
         body += [_tex_row([row[0], row[1], "", *_without_p(row[2:], 2)]) for row in group.rows] + [r"\midrule"]
     notes = [_tex(line) for line in words.explanation(study, comparison)]
     if study["conditions"]:
-        notes.append(rf"\textbf{{Not equal: {_tex(words.joined(study['conditions']))}}}")
-    notes += [f"{title}: {_tex(words.joined(lines))}." for title, lines in _lists(study, comparison)]
+        notes.append(rf"\textbf{{Not equal: {_tex('; '.join(study['conditions']))}}}")
+    notes += [f"{title}: {_tex('; '.join(lines))}." for title, lines in _lists(study, comparison)]
     lines = [
         "% \\usepackage{booktabs}",
         r"\begin{table}",

@@ -4,7 +4,7 @@ Nothing here depends on when or how fast a cell ran, so that an interrupted and 
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -229,7 +229,7 @@ def thousands(n: int | None) -> str:
     return DASH if n is None else f"{n:,}".replace(",", "\N{NARROW NO-BREAK SPACE}")
 
 
-def flops(n: float | None) -> str:
+def flops(n: float | int | None) -> str:
     """1.2e9 is 1.2 G; None, as of a run that counted nothing, is a dash."""
     if n is None:
         return DASH
@@ -237,7 +237,3 @@ def flops(n: float | None) -> str:
         if n >= power:
             return f"{n / power:.3g} {unit}"
     return f"{n:g}"
-
-
-def joined(words: Sequence[str]) -> str:
-    return "; ".join(words)
