@@ -187,12 +187,12 @@ def _decode_part(value: Any, slot: type[P], where: str) -> P:
     given = {name: item for name, item in value.items() if name != "kind"}
     for name in given:
         if name not in known:
-            raise PartError(where, f"{cls.kind!r} has no field {name!r}; {_suggest(str(name), known)}")
+            raise PartError(where, f"{cls.kind!r} has no field {name!r}; {suggest(str(name), known)}")
     for spec in dataclasses.fields(cls):
         required = spec.default is dataclasses.MISSING and spec.default_factory is dataclasses.MISSING
         if required and spec.name not in given:
             raise PartError(where, f"{cls.kind!r} needs {spec.name!r}, {_describe(known[spec.name])}")
-    ready = {name: _decode_value(item, known[name], f"{where}.{name}") for name, item in given.items()}
+    ready = {name: decode_value(item, known[name], f"{where}.{name}") for name, item in given.items()}
     try:
         return cls(**ready)
     except PartError as error:
@@ -221,19 +221,20 @@ def _find(kind: Any, slot: type[P], where: str) -> type[P]:
     cls = _declared.get(str(kind))
     if cls is None:
         pool = [c.kind for c in parts(slot)] or list(_declared)
-        raise PartError(where, "; ".join([f"no part is named {kind!r}", _suggest(str(kind), pool), *discover()]))
+        raise PartError(where, "; ".join([f"no part is named {kind!r}", suggest(str(kind), pool), *discover()]))
     if not issubclass(cls, slot):
         raise PartError(where, f"takes {_describe(slot)}, got {kind!r}")
     return cls
 
 
-def _decode_value(value: Any, hint: Any, where: str) -> Any:
+def decode_value(value: Any, hint: Any, where: str) -> Any:
+    """The value that a JSON form stands for where ``hint`` is expected; raises as :func:`decode`."""
     for option in _options(hint):
         if isinstance(option, type) and issubclass(option, Part) and isinstance(value, Mapping | str):
             return _decode_part(value, option, where)
     items = _item_hints(value, hint)
     if items is not None:
-        return tuple(_decode_value(item, items[i], f"{where}.{i}") for i, item in enumerate(value))
+        return tuple(decode_value(item, items[i], f"{where}.{i}") for i, item in enumerate(value))
     return _checked(value, hint, where)
 
 
@@ -331,7 +332,8 @@ def _closest(name: str, known: Iterable[Any]) -> str | None:
     return names[close[0]] if close else None
 
 
-def _suggest(name: str, known: Iterable[str]) -> str:
+def suggest(name: str, known: Iterable[str]) -> str:
+    """What would be right in the place of a name that is not known."""
     known = list(known)
     close = _closest(name, known)
     if close:
@@ -385,7 +387,7 @@ def _step(target: Any, key: str, where: str) -> Any:
         raise PartError(where, f"is {target!r} and has no field {key!r}")
     if key not in target:
         known = [name for name in target if name != "kind"]
-        raise PartError(where, f"{target['kind']!r} has no field {key!r}; {_suggest(key, known)}")
+        raise PartError(where, f"{target['kind']!r} has no field {key!r}; {suggest(key, known)}")
     return target[key]
 
 
@@ -398,7 +400,7 @@ def _index(items: list[Any], key: str, where: str) -> int:
     if key in names:
         hint = f"{names.count(key)} items are named so: write an index"
     elif any(names):
-        hint = _suggest(key, [n for n in names if n])
+        hint = suggest(key, [n for n in names if n])
     else:
         hint = f"it has the indices 0 to {len(items) - 1}" if items else "it is empty"
     raise PartError(where, f"has no item {key!r}; {hint}")

@@ -127,7 +127,7 @@ def forest_chart(
     values = [v for row in rows for v in row[1:4] if isinstance(v, float | int)]
     height = TOP + FOREST_ROW * len(rows) + BOTTOM
     axis = Axis(*_widened(min([0.0, *values]), max([0.0, *values]), 0.06), RIGHT, WIDTH - RIGHT)
-    body = [*_scale(axis, height, unit), _line(axis(0), TOP - 6, axis(0), height - BOTTOM, "zero")]
+    body = [*_scale(axis, height, unit), _line(axis(0.0), TOP - 6, axis(0.0), height - BOTTOM, "zero")]
     for i, (name, value, low, high, style) in enumerate(rows):
         y = TOP + FOREST_ROW * i + 10
         body.append(_text(RIGHT, y, _fitting(name), "name"))

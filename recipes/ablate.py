@@ -22,6 +22,8 @@ import torch
 
 from ..blocks.registry import encode, suggest
 from ..blocks.slots import ProbeConfig
+from ..evaluation.ablation_outputs import load_study, write_study
+from ..training.cached import computing_teacher
 from .cells import forget_cell, read_cell
 from .grid import Variant, name_of, split_values
 from .launchers import Address, Launcher, in_processes, in_this_process
@@ -159,8 +161,6 @@ def plan(
 
 def collect(folder: str | Path, study: Study | None = None) -> dict[str, Any]:
     """Write tables, plots and report of what a study has come to, finished or not, and return ``ablation.json``."""
-    from ..evaluation import load_study, write_study
-
     folder = Path(folder)
     study = study or load_plan(folder)
     cells = [read_cell(study, v.name, seed, folder) for v in study.variants for seed in study.seeds]
@@ -201,6 +201,7 @@ def _changed(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
 
 def _described(study: Study, name: str) -> dict[str, Any]:
     variant = study.variant(name)
+    teacher = computing_teacher(variant.recipe.teacher)
     return {
         "name": variant.name,
         "labels": variant.labels,
@@ -212,7 +213,7 @@ def _described(study: Study, name: str) -> dict[str, Any]:
         "teacher_flops_per_step": variant.teacher_flops_per_step,
         "seconds_per_step": variant.seconds_per_step,
         "why": variant.why,
-        "teacher": None if variant.recipe.teacher is None else variant.recipe.teacher.kind,
+        "teacher": None if teacher is None else teacher.kind,
     }
 
 

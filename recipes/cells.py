@@ -21,6 +21,7 @@ from ..blocks.slots import ImageSource, Measured, ProbeConfig, ProtocolConfig
 from ..evaluation.pictures import to_picture
 from ..evaluation.results import Result, save_result
 from ..families.files import CheckpointError, read_config, write_atomically
+from ..training.cached import computing_teacher
 from ..training.engine import train
 from ..training.recipe import Recipe
 from ..training.records import METRICS, TIMING, Watcher, read_records
@@ -169,7 +170,12 @@ def _training_metrics(recipe: Recipe, path: Path) -> Iterator[dict[str, Any]]:
     checked = [line["validation_loss"] for line in read_records(path / METRICS) if "validation_loss" in line]
     if checked:
         stage = recipe.stages[-1]
-        asked = [encode(stage.objective), encode(recipe.teacher), stage.resolution, stage.validate_images]
+        asked = [
+            encode(stage.objective),
+            encode(computing_teacher(recipe.teacher)),
+            stage.resolution,
+            stage.validate_images,
+        ]
         protocol = f"objective of stage {stage.name}, {_digest(asked)}"
         yield _metric("validation_loss", "Validation loss", "", "lower", protocol, checked[-1])
 

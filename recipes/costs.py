@@ -13,10 +13,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ..blocks.draws import Draws
 from ..blocks.slots import TeacherOutput
+from ..training.cached import computing_teacher
 from ..training.engine import objective_of, train
 from ..training.recipe import Recipe
 from ..training.records import TIMING, read_records
-from ..training.runs import computing_teacher
 
 CALIBRATION_STEPS = 12
 

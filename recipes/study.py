@@ -43,9 +43,10 @@ class Budget:
         if kind not in ("steps", "seconds", "flops"):
             raise ValueError(f"--budget: takes steps=N, seconds=S or flops=F, got {text!r}")
         try:
-            return cls(kind, float(amount) if equals else None)
+            number = float(amount) if equals else None
         except ValueError:
             raise ValueError(f"--budget: takes a number behind {kind}=, got {amount!r}") from None
+        return cls(kind, number)
 
     def __post_init__(self) -> None:
         if self.amount is None and self.kind != "steps":
