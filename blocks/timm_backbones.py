@@ -227,13 +227,15 @@ def _filtered(network: Any, tensors: dict[str, Tensor], where: str) -> dict[str,
     convert = getattr(sys.modules[type(network).__module__], "checkpoint_filter_fn", None)
     if convert is None:
         return tensors
-    before, ours = tensors.get("pos_embed"), wanted.get("pos_embed")
-    further = 0 if before is None or ours is None else before.shape[1] - ours.shape[1]
-    if before is not None and ours is not None and not 0 <= further <= network.num_prefix_tokens:
-        raise CheckpointError(
-            f"{where}: has a table of positions 'pos_embed' of shape {list(before.shape)} where the model has "
-            f"{list(ours.shape)}; name the network's own size"
-        )
+    name, theirs = next((pair for pair in tensors.items() if pair[0].endswith("pos_embed")), ("", None))
+    ours = next((value for key, value in wanted.items() if key.endswith("pos_embed")), None)
+    if theirs is not None and ours is not None:
+        further = theirs[..., 0].numel() - ours[..., 0].numel()
+        if not 0 <= further <= network.num_prefix_tokens:  # timm would resample it, and no spec would say so
+            raise CheckpointError(
+                f"{where}: has a table of positions {name!r} of shape {list(theirs.shape)} where the model has "
+                f"{list(ours.shape)}; take a network whose table has that size"
+            )
     return convert(tensors, network)
 
 

@@ -199,8 +199,27 @@ def test_metas_own_table_of_another_size_is_not_resampled_in_silence(tmp_path: P
         load(tmp_path / "other.pth")
     assert str(error.value) == (
         f"{tmp_path / 'other.pth'}: has a table of positions 'pos_embed' of shape [1, 26, 32] where the model has "
-        "[1, 4, 32]; name the network's own size"
+        "[1, 4, 32]; take a network whose table has that size"
     )
+
+
+def test_a_vit_loads_into_its_naflex_form_only_with_a_table_of_its_size(tmp_path: Path) -> None:
+    model, shape = "vit_so400m_patch16_siglip_256.v2_webli", (*SHAPE[:3], ("img_size", 32), ("mlp_ratio", 4.0))
+    save_file(drawn(model=model, shape=shape), tmp_path / "vit.safetensors")
+    images = torch.rand(1, 3, 32, 32)
+    for side in (2, 4):
+        naflex = (*SHAPE[:3], ("pos_embed_grid_size", (side, side)))
+        if side == 2:
+            found = load(tmp_path / "vit.safetensors", model="naflexvit_base_patch16_siglip.v2_webli", shape=naflex)
+            plain = load(tmp_path / "vit.safetensors", model=model, shape=shape)
+            torch.testing.assert_close(found(images).patches, plain(images).patches, atol=1e-5, rtol=1e-5)
+            continue
+        with pytest.raises(CheckpointError) as error:
+            load(tmp_path / "vit.safetensors", model="naflexvit_base_patch16_siglip.v2_webli", shape=naflex)
+        assert str(error.value) == (
+            f"{tmp_path / 'vit.safetensors'}: has a table of positions 'pos_embed' of shape [1, 4, 32] where the model "
+            "has [1, 4, 4, 32]; take a network whose table has that size"
+        )
 
 
 # --- transformers -------------------------------------------------------------------------------------------------
