@@ -27,15 +27,14 @@ class Group:
 
 
 def digits(measure: Mapping[str, Any]) -> int:
-    """Digits after the point: two for decibels and four otherwise, up to two more where an error is smaller."""
-    base = 2 if measure["unit"] == "dB" else 4
+    """Digits after the point: two of decibels, else four in all, and up to two more where an error is smaller."""
+    largest = max((abs(row["mean"]) for row in measure["variants"] if row["mean"] is not None), default=0.0)
+    before = math.floor(math.log10(largest)) + 1 if largest >= 1 else 0
+    base = 2 if measure["unit"] == "dB" else max(4 - before, 0)
     errors = [row["se"] for row in measure["variants"]]
     errors += [d["se"] for row in [*measure["variants"], *measure["effects"]] if (d := row["difference"])]
     smallest = min((error for error in errors if error), default=1.0)
-    largest = max((abs(row["mean"]) for row in measure["variants"] if row["mean"] is not None), default=0.0)
-    needed = -math.floor(math.log10(smallest))  # the first digit of the smallest error
-    spare = max(math.floor(math.log10(largest)), 0) if largest else 0  # large numbers need fewer
-    return min(max(needed, base - spare, 0), base + 2)
+    return min(max(-math.floor(math.log10(smallest)), base), base + 2)
 
 
 def fixed(value: float | None, places: int, *, sign: bool = False) -> str:
