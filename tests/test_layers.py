@@ -15,7 +15,19 @@ BELOW = {
     "evaluation": {"blocks", "families"},
     "recipes": {"blocks", "families", "training", "evaluation"},
 }
-HEAVY = {"diffusers", "matplotlib", "skimage", "tensorboard", "torchvision", "xformers"}
+HEAVY = {
+    "diffusers",
+    "matplotlib",
+    "scipy",
+    "skimage",
+    "sklearn",
+    "submitit",
+    "tensorboard",
+    "timm",
+    "torchvision",
+    "transformers",
+    "xformers",
+}
 
 library = sorted([*ROOT.glob("*.py"), *(path for layer in BELOW for path in (ROOT / layer).rglob("*.py"))])
 outside = sorted(path for folder in ("tests", "benchmarks", "notebooks") for path in (ROOT / folder).glob("*.py"))
