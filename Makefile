@@ -19,7 +19,7 @@ demo: .venv/.ready  ## train two small autoencoders on photographs, in minutes o
 	@.venv/bin/latelier demo dinac_ae --out runs/demo_dinac_ae
 
 test: .venv/.ready  ## run all tests
-	@.venv/bin/pytest
+	@.venv/bin/pytest --numprocesses auto --dist loadfile
 
 bench: .venv/.ready  ## measure the blocks and families, and guard the fast paths
 	@.venv/bin/pytest benchmarks
