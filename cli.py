@@ -62,18 +62,22 @@ def latelier(
 
 
 @app.command("list")
-def list_command() -> None:
-    """List recipes, studies, and parts by slot."""
+def list_command(
+    studies: Annotated[bool, typer.Option("--studies", help="list what `latelier ablate` has ready instead")] = False,
+) -> None:
+    """List recipes, and parts by slot; or studies."""
     from .blocks.registry import discover, parts
     from .recipes import RECIPES, STUDIES
 
+    if studies:
+        table = Table("study", "what it compares", **PLAIN)
+        for name, make in STUDIES.items():
+            table.add_row(name, _first_line(make))
+        _print_table(table)
+        return
     failed = discover()
     table = Table("recipe", "what it is", **PLAIN)
     for name, make in RECIPES.items():
-        table.add_row(name, _first_line(make))
-    table.add_row()
-    table.add_row("study", "what it compares", style="bold")
-    for name, make in STUDIES.items():
         table.add_row(name, _first_line(make))
     table.add_row()
     table.add_row("part", "what it is", style="bold")

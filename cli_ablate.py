@@ -29,7 +29,7 @@ def ablate_command(
     recipe: Annotated[
         str | None,
         typer.Argument(
-            help="a recipe as for `latelier train`, or a study from `latelier list`; with --collect, nothing",
+            help="a recipe as for `latelier train`, or a study from `latelier list --studies`; with --collect, nothing",
             metavar="RECIPE",
         ),
     ] = None,
@@ -84,7 +84,7 @@ def ablate_command(
         _show(collect(out), out)
         return
     if recipe is None:
-        raise ValueError("ablate: has no recipe; name one, such as demo/semdisdiffae, or a study of `latelier list`")
+        raise ValueError("ablate: has no recipe; name one, such as demo/semdisdiffae, or a study that is ready")
     if slurm and launcher == "here":
         raise ValueError("--slurm: is for jobs of a cluster; add --launcher slurm")
     clock = _Clock()

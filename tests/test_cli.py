@@ -18,7 +18,7 @@ import latelier
 from latelier.blocks import differences, encode, parts, registry
 from latelier.cli import main
 from latelier.families import open_image, read_tensors, write_tensors
-from latelier.recipes import RECIPES, find
+from latelier.recipes import RECIPES, STUDIES, find
 from latelier.training import read_records
 
 MINE = '''
@@ -127,6 +127,12 @@ def test_list_names_every_recipe_and_part(run: Latelier) -> None:
     assert names == ["recipe", *RECIPES, "part", *(cls.kind for cls in parts())]
     assert all(line == line.rstrip() and "``" not in line for line in lines)
     assert all(len(line.split()) > 3 for line in lines if line)
+
+
+def test_list_names_the_studies_that_are_ready(run: Latelier) -> None:
+    lines = good(run("list", "--studies")).splitlines()
+    assert [line.split()[0] for line in lines] == ["study", *STUDIES]
+    assert all(len(line.split()) > 3 for line in lines)
 
 
 def test_show_gives_config_sizes_and_costs(run: Latelier) -> None:

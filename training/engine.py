@@ -113,11 +113,7 @@ class Trainer:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(address(recipe.seed, "birth"))
             self.model: Any = recipe.model.build().to(world.device)
-        self.teacher = None if recipe.teacher is None else recipe.teacher.build().to(world.device).eval()
         self.source, self.held_out = recipe.data.training(), recipe.data.held_out()
-        if isinstance(self.teacher, CachedTeacher):
-            self.teacher.check(recipe.stages, self.source)
-        checkpoints.teacher_spec = None if self.teacher is None else self.teacher.spec
         for stage in recipe.stages:
             check_adaptive_weights(stage, self.model)
             if stage.batch % (stage.accumulate * world.size):
@@ -125,6 +121,11 @@ class Trainer:
                     f"stage {stage.name!r}: a batch of {stage.batch} does not divide into {stage.accumulate} parts on "
                     f"each of {world.size} processes"
                 )
+        # last, since it may have to be downloaded
+        self.teacher = None if recipe.teacher is None else recipe.teacher.build().to(world.device).eval()
+        if isinstance(self.teacher, CachedTeacher):
+            self.teacher.check(recipe.stages, self.source)
+        checkpoints.teacher_spec = None if self.teacher is None else self.teacher.spec
         self.average: Average
         self.total_steps = sum(stage.steps for stage in recipe.stages)
         self.objective: Objective
