@@ -21,6 +21,7 @@ from .cli_common import (
     Settings,
     find_device,
     find_probe,
+    imported,
     load_with_run,
     make_console,
     with_data,
@@ -54,10 +55,11 @@ def latelier(
     if version:
         print(__version__)
         raise typer.Exit
-    if imports:
+    imported[:] = imports or ()
+    if imported:
         from .recipes.find import run_file
 
-        for path in imports:
+        for path in imported:
             run_file(path, where="--import")
 
 

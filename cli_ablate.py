@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from .cli_common import Device, Probes, Settings, find_probe, make_console, with_data
+from .cli_common import Device, Probes, Settings, find_probe, imported, make_console, with_data
 
 if TYPE_CHECKING:
     from .recipes import Variant
@@ -24,7 +24,6 @@ app = typer.Typer()
 
 @app.command("ablate")
 def ablate_command(
-    context: typer.Context,
     out: Annotated[Path, typer.Option(help="folder of the study; the same command goes on with it", metavar="DIR")],
     recipe: Annotated[
         str | None,
@@ -101,7 +100,7 @@ def ablate_command(
             devices=[name.strip() for name in devices.split(",")] if devices else (),
             launcher=None if launcher == "here" else _submitit(launcher, slurm or ()),
             retry_failed=retry_failed,
-            imports=_files_of_parts(recipe, context.find_root().params),
+            imports=_files_of_parts(recipe),
             command=shlex.join(["latelier", *sys.argv[1:]]),
             on_plan=clock.start,
             on_cell=clock.cell,
@@ -161,9 +160,9 @@ def _variants(recipe: str, axes: Sequence[str], settings: Sequence[str], data: P
     return made
 
 
-def _files_of_parts(recipe: str, general: dict[str, Any]) -> list[str]:
+def _files_of_parts(recipe: str) -> list[str]:
     """Files of the user's that may declare parts, for workers: the recipe's own, and those of --import."""
-    named = [str(path) for path in general.get("imports") or ()]
+    named = [str(path) for path in imported]
     file = recipe.rpartition(":")[0]
     return [*named, *([file] if file.endswith(".py") else [])]
 
@@ -194,9 +193,9 @@ def _submitit(cluster: str, settings: Sequence[str]) -> Any:
 def _show(study: dict[str, Any], folder: Path) -> None:
     """The table as text, and where everything is."""
     print(f"\n{(folder / 'table.md').read_text(encoding='utf-8')}")
-    console = make_console()
-    for what, name in (("report", "report.html"), ("numbers", "ablation.json"), ("tables", "table.md, table.tex")):
-        console.print(f"{what + ':':9}{folder / name}", highlight=False)
+    names = {"report": ("report.html",), "numbers": ("ablation.json",), "tables": ("table.md", "table.tex")}
+    for what, files in names.items():
+        print(f"{what + ':':9}{', '.join(str(folder / name) for name in files)}")
 
 
 class _Clock:

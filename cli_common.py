@@ -57,6 +57,10 @@ Probes = Annotated[
 ]
 
 
+imported: list[Path] = []
+"""Files of the user's that --import named in this call."""
+
+
 def make_console() -> Console:
     """Wraps lines on terminals only."""
     return Console(soft_wrap=True, width=None if sys.stdout.isatty() else 1000)

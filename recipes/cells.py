@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import PIL.Image
+import torch
 
 from ..blocks.registry import decode, encode
 from ..blocks.slots import ImageSource, Measured, ProbeConfig, ProtocolConfig
@@ -66,13 +67,14 @@ def run_cell(
     """
     path = cell_folder(study, variant, seed, folder)
     path.mkdir(parents=True, exist_ok=True)
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     with _locked(path), threads(study.threads):
         recipe = replace(study.variant(variant).recipe, seed=seed)
         made = _cell(variant, seed, path.relative_to(folder), "finished")
         try:
             (path / ERROR).unlink(missing_ok=True)
             train(recipe, path, resume=True, device=device, keep=1, watcher=watcher)
-            run = load_run(path, device=device or "cpu")
+            run = load_run(path, device=device)
             results = list(measure_run(run, probes=study.probes))
             for result in results:
                 save_result(result, path / "evaluation")
