@@ -9,7 +9,7 @@ from typing import Any
 import PIL.Image
 
 from . import page
-from .comparison import Study
+from .comparison import Study, ordered
 from .pictures import data_uri, webp
 
 SIDE = 320
@@ -43,8 +43,8 @@ def _collected(study: Study, folder: Path) -> tuple[dict[str, list[tuple[str, PI
     rows: dict[str, list[tuple[str, PIL.Image.Image]]] = {}
     missing = 0
     for variant in study["variants"]:
-        cells = [c for c in study["cells"] if c["variant"] == variant["name"] and c["pictures"]]
-        for picture in min(cells, key=lambda c: study["seeds"].index(c["seed"]))["pictures"] if cells else ():
+        cells = [c for c in ordered(study) if c["variant"] == variant["name"] and c["pictures"]]
+        for picture in cells[0]["pictures"] if cells else ():
             views = rows.setdefault(picture["name"], [])
             wanted = [("original", picture["original"])] if not views else []
             for label, name in [*wanted, (variant["name"], picture["reconstruction"])]:

@@ -20,6 +20,12 @@ COLOURS = ("#0f5c8c", "#b8701a", "#6b4a9e", "#2e7d4f", "#b03a48", "#5f6b73")
 DASHES = ("-", "--", ":")
 """Colours come again with another dash."""
 
+PNG_DOTS = 160
+"""An inch."""
+
+KINDS: dict[str, dict[str, None]] = {"png": {"Software": None}, "pdf": {"CreationDate": None, "Producer": None}}
+"""Formats, each without what would change from day to day."""
+
 
 def metric_figure(study: Study, comparison: Mapping[str, Any], key: str) -> Any:
     """A matplotlib ``Figure``: mean and standard error against the first axis' values, single seeds as dots.
@@ -108,9 +114,9 @@ def write_plots(study: Study, comparison: Mapping[str, Any], folder: Path) -> li
         figures["curves"] = curve_figure(study)
     paths = []
     for name, figure in figures.items():
-        for kind, metadata in (("png", {"Software": None}), ("pdf", dict.fromkeys(("CreationDate", "Producer")))):
+        for kind, metadata in KINDS.items():
             buffer = io.BytesIO()
-            figure.savefig(buffer, format=kind, dpi=160, metadata=metadata)
+            figure.savefig(buffer, format=kind, dpi=PNG_DOTS, metadata=metadata)
             paths.append(write_atomically(folder / f"{name}.{kind}", buffer.getvalue()))
     return paths
 

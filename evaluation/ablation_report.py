@@ -207,7 +207,8 @@ def _class(cell: str) -> str:
 
 
 def _axes(study: Study, comparison: Mapping[str, Any]) -> str:
-    charts = []
+    charts: list[str] = []
+    labels: list[str] = []
     for measure in comparison["measures"]:
         plot = against_axis(study, measure)
         series = [
@@ -219,13 +220,15 @@ def _axes(study: Study, comparison: Mapping[str, Any]) -> str:
             f"{s.row['variant']} {words.mean_text(s.row, places)}" for line in plot.lines for s in line.spots
         )
         title = f"{measure['label']} against {plot.axis}"
+        labels = [line.label for line in plot.lines if line.label]
         drawn = [(estimates, style) for estimates, style in series if estimates]
+        if not drawn:  # measured by cells that finished, and never a number
+            continue
         joined = plot.axis != "variant"
         svg = category_chart(title, plot.values, drawn, description=f"Means: {spoken}.", joined=joined)
         charts.append(page.chart(title, svg, f"{words.heading(measure)}; {measure['protocol']}"))
     if not charts:
         return ""
-    labels = [line.label for line in plot.lines if line.label]
     note = page.paragraph("Mean ± standard error over seeds; faint dots are single seeds.", "note")
     return page.section("Metrics along the axis", note, _legend(labels), f'<div class="charts">{"".join(charts)}</div>')
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from .comparison import Study, values_of
+from .comparison import Study, ordered, values_of
 
 Curve = list[tuple[float, float]]
 
@@ -64,7 +64,7 @@ def curves(study: Study) -> list[tuple[str, Curve, list[Curve]]]:
     for variant in study["variants"]:
         single: list[Curve] = []
         tables: list[dict[float, float]] = []
-        for cell in study["cells"]:
+        for cell in ordered(study):
             points = [(float(x), float(y)) for x, y in cell["curve"] if y is not None and math.isfinite(y)]
             if cell["variant"] == variant["name"] and points:
                 single.append(points)

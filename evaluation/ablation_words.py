@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .comparison import Study
+from .comparison import Study, ordered
 
 MINUS, DASH = "−", "–"
 HEAD = ("variant", "n", "mean ± SE", "difference", "95 % interval", "p", "p (Holm)", "reading")
@@ -188,7 +188,7 @@ def explanation(study: Study, comparison: Mapping[str, Any]) -> list[str]:
 def failures(study: Study) -> list[tuple[str, str, str]]:
     """Cell, error and file of the traceback, of each failed cell."""
     found = []
-    for cell in study["cells"]:
+    for cell in ordered(study):
         if cell["status"] == "failed":
             error = cell["error"] or {}
             text = " ".join(f"{error.get('type', 'unknown error')}: {error.get('message', '')}".split()).rstrip(":")
@@ -198,7 +198,7 @@ def failures(study: Study) -> list[tuple[str, str, str]]:
 
 
 def pending(study: Study) -> list[str]:
-    return [f"{cell['variant']}, seed {cell['seed']}" for cell in study["cells"] if cell["status"] == "pending"]
+    return [f"{cell['variant']}, seed {cell['seed']}" for cell in ordered(study) if cell["status"] == "pending"]
 
 
 def without_value(comparison: Mapping[str, Any]) -> list[str]:

@@ -57,7 +57,7 @@ def compare(study: Study) -> dict[str, Any]:
         "measures": measures,
         "without_value": [
             {"variant": cell["variant"], "seed": cell["seed"], "key": metric["key"], "label": metric["label"]}
-            for cell in _ordered(study)
+            for cell in ordered(study)
             for metric in _metrics(cell)
             if not _finite(metric["value"])
         ],
@@ -150,7 +150,7 @@ def _student() -> Any:
 
 def _kinds(study: Study) -> Iterator[tuple[dict[str, Any], bool]]:
     """Each metric under each protocol, the baseline's protocols first; and whether it is the metric's first."""
-    cells = sorted(_ordered(study), key=lambda cell: cell["variant"] != study["baseline"])
+    cells = sorted(ordered(study), key=lambda cell: cell["variant"] != study["baseline"])
     kinds: dict[str, dict[str, dict[str, Any]]] = {}
     for cell in cells:
         for metric in _metrics(cell):
@@ -271,13 +271,13 @@ def values_of(study: Study, key: str, protocol: str | None = None) -> dict[tuple
     """Finite values of finished cells by variant and seed, under one protocol or any."""
     return {
         (cell["variant"], cell["seed"]): float(metric["value"])
-        for cell in _ordered(study)
+        for cell in ordered(study)
         for metric in _metrics(cell)
         if metric["key"] == key and protocol in (None, metric["protocol"]) and _finite(metric["value"])
     }
 
 
-def _ordered(study: Study) -> list[Mapping[str, Any]]:
+def ordered(study: Study) -> list[Mapping[str, Any]]:
     """The cells in the order of variants and seeds, in whichever they finished."""
     order = {variant["name"]: i for i, variant in enumerate(study["variants"])}
     return sorted(study["cells"], key=lambda cell: (order[cell["variant"]], study["seeds"].index(cell["seed"])))
