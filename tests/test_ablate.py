@@ -6,16 +6,13 @@ import random
 import signal
 import sys
 import time
-import traceback
-import warnings
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import jaxtyping
 import pytest
 import torch
+from children import in_a_child, killed
 
 from latelier.blocks import HOGConfig, NoisyLatentHeadConfig, SkipDecoderConfig, StackEncoderConfig, TinyViTConfig
 from latelier.evaluation import ArchetypePSNRConfig, TokenRobustnessConfig
@@ -81,32 +78,6 @@ def variants(pictures: Path) -> list[Variant]:
     ]
 
 
-def in_a_child(work: Callable[[], object]) -> int:
-    """Fork a process that does ``work``, without the shape checks of tests; return its number."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of threads, which sleep here
-        child = os.fork()
-    if child:
-        return child
-    try:
-        jaxtyping.config.update("jaxtyping_disable", True)
-        work()
-    except BaseException:
-        traceback.print_exc(file=sys.__stderr__)
-        os._exit(1)
-    os._exit(0)
-
-
-def ended(child: int) -> bool:
-    """Wait for a child; say whether it ended by itself, and insist that it did not fail."""
-    status = os.waitpid(child, 0)[1]
-    if os.WIFSIGNALED(status):
-        assert os.WTERMSIG(status) == signal.SIGKILL
-        return False
-    assert os.WEXITSTATUS(status) == 0
-    return True
-
-
 def what_is_compared(folder: Path) -> dict[str, Any]:
     """Everything of a study that must not depend on interruptions: all but its timing."""
     study = json.loads((folder / "ablation.json").read_text())
@@ -129,7 +100,7 @@ def whole(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A study that nobody interrupted."""
     folder = tmp_path_factory.mktemp("whole") / "study"
     train(small(pictures, steps=1), folder.with_name("warm-up"))  # what is imported late, children inherit
-    assert ended(in_a_child(lambda: ablate(variants(pictures), out=folder, seeds=2)))
+    assert not killed(in_a_child(lambda: ablate(variants(pictures), out=folder, seeds=2)))
     return folder
 
 
@@ -181,7 +152,7 @@ def test_the_same_call_again_runs_nothing(whole: Path, pictures: Path) -> None:
 
 def test_a_cell_is_the_run_that_its_recipe_gives(whole: Path, pictures: Path, tmp_path: Path) -> None:
     recipe = replace(small(pictures), seed=1)
-    assert ended(in_a_child(lambda: train(recipe, tmp_path / "run")))
+    assert not killed(in_a_child(lambda: train(recipe, tmp_path / "run")))
     ours, theirs = (load_run(f).model.state_dict() for f in (whole / "cells" / "00-wide" / "seed-1", tmp_path / "run"))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
@@ -195,7 +166,7 @@ def test_a_variant_that_was_made_worse_is_reported_as_worse_and_a_copy_is_not(pi
         Variant("hardly learns", small(pictures, steps=40, rate=3e-5)),
         Variant("a copy", small(pictures, steps=40)),
     ]
-    assert ended(in_a_child(lambda: ablate(planted, out=tmp_path / "study", seeds=3)))
+    assert not killed(in_a_child(lambda: ablate(planted, out=tmp_path / "study", seeds=3)))
     study = json.loads((tmp_path / "study" / "ablation.json").read_text())
     worse, copy = difference(study, "hardly learns"), difference(study, "a copy")
     assert worse["high"] < 0 and worse["verdict"] == "worse"
@@ -209,7 +180,7 @@ def test_cosines_to_different_teachers_are_not_subtracted(pictures: Path, tmp_pa
         Variant("hog", small(pictures, steps=2), {"teacher": "hog"}),
         Variant("vit", small(pictures, steps=2, teacher=TinyViTConfig(patch=8)), {"teacher": "vit"}),
     ]
-    assert ended(in_a_child(lambda: ablate(pair, out=tmp_path / "study", seeds=2)))
+    assert not killed(in_a_child(lambda: ablate(pair, out=tmp_path / "study", seeds=2)))
     study = json.loads((tmp_path / "study" / "ablation.json").read_text())
     cosines = [measure for measure in study["comparison"]["measures"] if measure["key"] == "head_cosine"]
     assert [[row["variant"] for row in measure["variants"]] for measure in cosines] == [["hog"], ["vit"]]
@@ -230,7 +201,7 @@ def test_a_study_killed_at_random_moments_ends_with_the_same_table(whole: Path, 
             if kills < 8:
                 time.sleep(rng.uniform(0.05, 1.5))
                 os.kill(child, signal.SIGKILL)
-            finished = ended(child)
+            finished = not killed(child)
             kills += not finished
         assert what_is_compared(folder) == what_is_compared(whole)
 
@@ -243,10 +214,10 @@ def test_workers_end_with_a_killed_study_and_the_next_call_goes_on(whole: Path, 
     while not list(folder.glob("cells/*/*/checkpoints/*.safetensors")) and time.monotonic() < deadline:
         time.sleep(0.05)
     os.kill(child, signal.SIGKILL)
-    assert not ended(child)
+    assert killed(child)
     for path in folder.glob("cells/*/*/.lock"):
         assert _is_free(path), "a worker outlived the study"
-    assert ended(in_a_child(run))
+    assert not killed(in_a_child(run))
     found, expected = what_is_compared(folder), what_is_compared(whole)
     assert found["table.md"] == expected["table.md"]
     assert [c["metrics"] for c in found["study"]["cells"]] == [c["metrics"] for c in expected["study"]["cells"]]
@@ -368,7 +339,7 @@ def test_steps_may_be_shared_out_by_operations(pictures: Path, tmp_path: Path) -
 def test_steps_may_be_shared_out_by_seconds_measured_here(pictures: Path, tmp_path: Path) -> None:
     study: list[Any] = []
     plan = lambda: ablate(variants(pictures)[:1], out=tmp_path / "a", seeds=1, budget="seconds=0.2")  # noqa: E731
-    assert ended(in_a_child(plan))
+    assert not killed(in_a_child(plan))
     study = json.loads((tmp_path / "a" / "ablation.json").read_text())
     (variant,) = study["variants"]
     assert variant["steps"] == max(1, round(0.2 / variant["seconds_per_step"]))

@@ -11,17 +11,16 @@ import signal
 import subprocess
 import sys
 import time
-import traceback
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import jaxtyping
 import numpy as np
 import pytest
 import torch
+from children import in_a_child, killed
 
 from latelier.blocks import HOGConfig, TeacherConfig, TeacherOutput, TinyViTConfig, part
 from latelier.families import FeatureCache, FeatureCacheError, ImageReadError, feature_shards, open_cache
@@ -175,30 +174,6 @@ def test_the_progress_is_told(pictures: Path, tmp_path: Path) -> None:
 
 
 # --- killed, and started again ------------------------------------------------------------------------------------
-
-
-def in_a_child(work: Callable[[], object]) -> int:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of threads, which sleep here
-        child = os.fork()
-    if child:
-        return child
-    try:
-        jaxtyping.config.update("jaxtyping_disable", True)
-        work()
-    except BaseException:
-        traceback.print_exc(file=sys.__stderr__)
-        os._exit(1)
-    os._exit(0)
-
-
-def killed(child: int) -> bool:
-    status = os.waitpid(child, 0)[1]
-    if os.WIFSIGNALED(status):
-        assert os.WTERMSIG(status) == signal.SIGKILL
-        return True
-    assert os.WEXITSTATUS(status) == 0
-    return False
 
 
 def test_a_cache_killed_at_random_moments_ends_with_the_same_bytes(pictures: Path, tmp_path: Path, made: Path) -> None:

@@ -3,17 +3,13 @@
 import os
 import random
 import signal
-import sys
 import time
-import traceback
-import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jaxtyping
 import pytest
 import torch
+from children import in_a_child, killed
 
 from latelier.blocks import DiTBlockConfig, HOGConfig, NoisyLatentHeadConfig, SkipDecoderConfig, StackEncoderConfig
 from latelier.families import CheckpointError, DiffAEConfig, read_tensors
@@ -68,32 +64,6 @@ def small_recipe(pictures: Path, *, steps: int = 12, **stage: Any) -> Recipe:
         data=FolderDataConfig(path=str(pictures)),
         stages=(StageConfig(**first), StageConfig(**second)),
     )
-
-
-def in_a_child(work: Callable[[], object]) -> int:
-    """Fork a process that does ``work``; return its number."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of threads, which sleep here
-        child = os.fork()
-    if child:
-        return child
-    try:
-        jaxtyping.config.update("jaxtyping_disable", True)  # other tests train under the hook; here time counts
-        work()
-    except BaseException:
-        traceback.print_exc(file=sys.__stderr__)
-        os._exit(1)
-    os._exit(0)
-
-
-def killed(child: int) -> bool:
-    """Wait for a child; say whether a signal ended it, and insist that it did not fail."""
-    status = os.waitpid(child, 0)[1]
-    if os.WIFSIGNALED(status):
-        assert os.WTERMSIG(status) == signal.SIGKILL
-        return True
-    assert os.WEXITSTATUS(status) == 0
-    return False
 
 
 def what_a_run_left(folder: Path) -> dict[str, object]:
