@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+from rich.table import Table
 
 from .cli_common import Device, Probes, Settings, find_probe, imported, make_console, with_data
 
@@ -191,8 +192,19 @@ def _submitit(cluster: str, settings: Sequence[str]) -> Any:
 
 
 def _show(study: dict[str, Any], folder: Path) -> None:
-    """The table as text, and where everything is."""
-    print(f"\n{(folder / 'table.md').read_text(encoding='utf-8')}")
+    """What came out in a sentence, every variant in a row, and where the rest is."""
+    from .evaluation import headline, overview, overview_legend
+
+    console = make_console()
+    console.print(f"\n{headline(study, study['comparison'])}\n", highlight=False)
+    head, *rows = overview(study, study["comparison"])
+    table = Table(*head, box=None, pad_edge=False, header_style="bold")
+    for row in rows:
+        table.add_row(*row)
+    console.print(table, highlight=False)
+    if legend := overview_legend([head, *rows]):
+        console.print(legend, highlight=False)
+    print()
     names = {"report": ("report.html",), "numbers": ("ablation.json",), "tables": ("table.md", "table.tex")}
     for what, files in names.items():
         print(f"{what + ':':9}{', '.join(str(folder / name) for name in files)}")

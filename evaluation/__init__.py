@@ -5,6 +5,8 @@ from .ablation_outputs import load_study, write_study
 from .ablation_plots import curve_figure, metric_figure, write_plots
 from .ablation_report import write_ablation_report
 from .ablation_tables import latex_table, markdown_table
+from .ablation_words import legend as overview_legend
+from .ablation_words import overview
 from .comparison import compare
 from .feature_probes import RetrievalProbeConfig, SimilarityProbeConfig
 from .label_probes import KNNProbeConfig, LinearProbeConfig
@@ -77,6 +79,8 @@ __all__ = [
     "metric_figure",
     "mutual_knn",
     "nearest",
+    "overview",
+    "overview_legend",
     "pca_maps",
     "psnr",
     "reconstruct_files",

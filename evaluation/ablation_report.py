@@ -182,10 +182,14 @@ def _forest(
 
 def _numbers(study: Study, comparison: Mapping[str, Any]) -> str:
     tables = [_measure(words.HEAD, group) for group in words.groups(comparison)]
+    head, *rows = words.overview(study, comparison)
+    glance = page.table(head, rows) + page.paragraph(escape(words.legend([head, *rows])), "note")
     notes = [page.paragraph(escape(note), "note") for note in words.explanation(study, comparison)]
     if not tables:
         return ""
-    return page.section("Numbers", *tables, '<div class="measure">', *notes, "</div>")
+    return page.section(
+        "Numbers", f'<div class="measure">{glance}</div>', *tables, '<div class="measure">', *notes, "</div>"
+    )
 
 
 def _measure(head: Sequence[str], group: words.Group) -> str:

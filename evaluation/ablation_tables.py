@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from . import ablation_words as words
+from .ablation_headline import headline
 from .comparison import Study
 
 # --- Markdown -----------------------------------------------------------------------------------------------------
@@ -17,7 +18,10 @@ from .comparison import Study
 
 def markdown_table(study: Study, comparison: Mapping[str, Any]) -> str:
     """The tables in Markdown, as GitHub reads it."""
-    blocks = [f"# {_md(study['name'])}: ablation", _md(words.summary(study))]
+    blocks = [f"# {_md(study['name'])}: ablation", _md(words.summary(study)), _md(headline(study, comparison))]
+    if comparison["measures"]:
+        head, *rows = words.overview(study, comparison)
+        blocks += [_md_table(head, rows), _md(words.legend([head, *rows]))]
     blocks += [_md(" ".join(words.explanation(study, comparison)))]
     if study["conditions"]:
         blocks.append(f"**Not equal: {_md('; '.join(study['conditions']))}**")
@@ -33,11 +37,14 @@ def markdown_table(study: Study, comparison: Mapping[str, Any]) -> str:
     blocks += ["## Costs", _md_table(words.COSTS_HEAD, words.costs(study))]
     for title, lines in _lists(study, comparison):
         blocks += [f"## {title}", "\n".join(f"- {_md(line)}" for line in lines)]
-    return "\n\n".join(blocks) + "\n"
+    return "\n\n".join(filter(None, blocks)) + "\n"
 
 
 def _md_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, [":--", *["--:"] * (len(head) - 2), ":--" if head[-1] == "reading" else "--:"]]
+    lines = [
+        [_md(cell) for cell in head],
+        [":--", *["--:"] * (len(head) - 2), ":--" if head[-1] == "reading" else "--:"],
+    ]
     lines += [[_md(cell) for cell in row] for row in rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 

@@ -4,7 +4,7 @@ Nothing here depends on when or how fast a cell ran, so that an interrupted and 
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -131,6 +131,50 @@ def _difference(row: Mapping[str, Any], places: int) -> list[str]:
     ]
 
 
+# --- overview -----------------------------------------------------------------------------------------------------
+
+MARKS = {"better": " ▲", "worse": " ▼"}
+OTHER_PROTOCOL = " †"
+
+
+def overview(study: Study, comparison: Mapping[str, Any]) -> list[list[str]]:
+    """A row for each variant and a column for each metric, after a row of heads: means with marks."""
+    measures: dict[str, list[Mapping[str, Any]]] = {}
+    for measure in comparison["measures"]:
+        measures.setdefault(measure["key"], []).append(measure)
+    heads = [f"{m['label']}, {m['unit']}" if m["unit"] else m["label"] for m, *_ in measures.values()]
+    rows = [["variant", "finished", *heads]]
+    for variant in study["variants"]:
+        cells = [cell for cell in study["cells"] if cell["variant"] == variant["name"]]
+        finished = sum(cell["status"] == "finished" for cell in cells)
+        marked = [_marked(found, variant["name"], comparison["baseline"]) for found in measures.values()]
+        rows.append([variant["name"], f"{finished}/{len(cells)}", *marked])
+    return rows
+
+
+def _marked(measures: Sequence[Mapping[str, Any]], variant: str, baseline: str) -> str:
+    for measure in measures:
+        rows = {row["variant"]: row for row in measure["variants"] if row["n"]}
+        if variant in rows:
+            row, other = rows[variant], variant != baseline and baseline not in rows
+            verdict = row["difference"]["verdict"] if row["difference"] else None
+            mark = MARKS.get(verdict or "", OTHER_PROTOCOL if other else "")
+            return mean_text(row, digits(measure)) + mark
+    return DASH
+
+
+def legend(rows: Sequence[Sequence[str]]) -> str:
+    """What the marks of an overview mean, of those that it has."""
+    text = " ".join(cell for row in rows[1:] for cell in row[2:])
+    compared = [f"{mark.strip()} {verdict}" for verdict, mark in MARKS.items() if mark in text]
+    notes = [f"{', '.join(compared)} than the baseline, by a 95 % interval without zero"] if compared else []
+    if OTHER_PROTOCOL in text:
+        notes.append(
+            f"{OTHER_PROTOCOL.strip()} of another protocol than the baseline's, and not to be compared with it"
+        )
+    return "; ".join(notes)
+
+
 # --- notes --------------------------------------------------------------------------------------------------------
 
 
@@ -207,7 +251,7 @@ def without_value(comparison: Mapping[str, Any]) -> list[str]:
 
 # --- costs --------------------------------------------------------------------------------------------------------
 
-COSTS_HEAD = ("variant", "parameters", "FLOPs a step", "of these the teacher", "steps")
+COSTS_HEAD = ("variant", "parameters", "FLOPs a step", "FLOPs of the teacher", "steps")
 
 
 def costs(study: Study) -> list[list[str]]:

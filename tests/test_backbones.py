@@ -276,11 +276,11 @@ def test_pictures_of_any_size_are_taken_under_a_rule_that_takes_them(height: int
         ),
         (
             torch.full((1, 3, 8, 8), 255.0),
-            "teacher/tiny_vit: takes images in [0, 1], got values from 255 to 255; map them with (x + 1) / 2",
+            "teacher/tiny_vit: takes images in [0, 1], got values from 255 to 255; map bytes with x / 255",
         ),
         (
             torch.full((1, 3, 8, 8), torch.nan),
-            "teacher/tiny_vit: takes images in [0, 1], got values from nan to nan; map them with (x + 1) / 2",
+            "teacher/tiny_vit: takes images in [0, 1], got values from nan to nan; some are not finite",
         ),
         (
             torch.zeros(1, 3, 8, 8, dtype=torch.uint8),

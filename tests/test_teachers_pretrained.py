@@ -363,6 +363,13 @@ TIMM_LAYOUTS = {
     "vit_huge_patch14_gap_224": (SHAPE, False, 0, True, "bicubic_antialias"),
     "convnext_tiny": ({"dims": (8, 8, 8, 32), "depths": (1, 1, 1, 1)}, False, 0, True, "none"),
     "resnet18": ({}, False, 0, False, "none"),
+    "swin_tiny_patch4_window7_224": (
+        {"embed_dim": 8, "depths": (1, 1, 1, 1), "num_heads": (1, 1, 1, 1), "strict_img_size": False},
+        False,
+        0,
+        False,
+        "none",
+    ),
 }
 
 
