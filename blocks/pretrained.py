@@ -15,7 +15,7 @@ import torch
 from .backbones import Backbone, Colour, NetworkTeacher, NetworkTeacherConfig
 from .positions import Resampling
 from .registry import part
-from .timm_backbones import create, map_patch, square, timm_backbone
+from .timm_backbones import create, has_tokens, map_patch, square, timm_backbone
 from .transformers_backbones import CONVNEXT, transformers_backbone, vision_config
 
 Settings = tuple[tuple[str, int | float | str | bool | tuple[int | float, ...]], ...]
@@ -98,9 +98,10 @@ class TimmConfig(PretrainedConfig):
 def _timm_facts(model: str, settings: Settings) -> tuple[int, int]:
     with torch.device("meta"):
         plan = create(model, dict(settings), where=TimmConfig.kind)
-    embed = getattr(plan, "patch_embed", None) or getattr(plan, "embeds", None)
-    patch = map_patch(plan) if embed is None else square(embed.patch_size, where=TimmConfig.kind)
-    return plan.num_features, patch or 1
+    if not has_tokens(plan):  # Swin has a patch_embed too, and merges its patches later
+        return plan.num_features, map_patch(plan) or 1
+    embed = getattr(plan, "patch_embed", None) or plan.embeds
+    return plan.num_features, square(embed.patch_size, where=TimmConfig.kind)
 
 
 @part("teacher/transformers")

@@ -7,6 +7,7 @@ give images in [0, 1], never normalised ones, which are refused.
 ``hog.py`` has a fixed function, ``backbones.py`` what networks have in common, ``tiny_vit.py`` a small one of our own.
 """
 
+import math
 from abc import ABC, abstractmethod
 from contextlib import nullcontext
 
@@ -64,7 +65,7 @@ class Teacher(nn.Module, ABC):
             return
         low, high = (x.item() for x in images.detach().aminmax())
         if not (low >= -RANGE_SLACK and high <= 1 + RANGE_SLACK):
-            raise ValueError(
-                f"{self.name}: takes images in [0, 1], got values from {low:.4g} to {high:.4g}; "
-                "map them with (x + 1) / 2"
-            )
+            hint = "map them with (x + 1) / 2" if low < -RANGE_SLACK else "map bytes with x / 255"
+            if not (math.isfinite(low) and math.isfinite(high)):
+                hint = "some are not finite"
+            raise ValueError(f"{self.name}: takes images in [0, 1], got values from {low:.4g} to {high:.4g}; {hint}")
