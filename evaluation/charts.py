@@ -1,7 +1,7 @@
 """Small charts as inline SVG. Colours and fonts come from the page's style sheet, so that they follow its theme."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 
@@ -164,9 +164,9 @@ def category_chart(
     y_axis = Axis(*_widened(min(values), max(values), 0.08), height - bottom, TOP)
     step = (WIDTH - RIGHT - LEFT) / len(places)
     body = []
-    for tick in y_axis.ticks():
+    for tick, label in labelled(y_axis.ticks()):
         body.append(_line(LEFT, y_axis(tick), WIDTH - RIGHT, y_axis(tick), "grid"))
-        body.append(_text(LEFT - 6, y_axis(tick) + 3.5, short(tick), "tick end"))
+        body.append(_text(LEFT - 6, y_axis(tick) + 3.5, label, "tick end"))
     for i, name in enumerate(places):
         middle = LEFT + (i + 0.5) * step
         if stacked:
@@ -206,17 +206,25 @@ def log_ticks(low: float, high: float) -> Iterator[float]:
     yield from (m * 10.0**p for p in powers for m in steps if low <= m * 10.0**p <= high)
 
 
-def short(value: float) -> str:
-    """A tick's label: 2500 is 2.5k, 0.000012 is 1.2e-5."""
+def labelled(ticks: Iterable[float]) -> list[tuple[float, str]]:
+    """Ticks with their labels, of as many digits as tell them apart."""
+    ticks = list(ticks)
+    tries = [[short(tick, more=more) for tick in ticks] for more in range(8)]
+    labels = next((labels for labels in tries if len(set(labels)) == len(labels)), tries[-1])
+    return list(zip(ticks, labels, strict=True))
+
+
+def short(value: float, *, more: int = 0) -> str:
+    """A tick's label: 2500 is 2.5k, 0.000012 is 1.2e-5; ``more`` digits where these are too few."""
     size = abs(value)
     if size >= 1e6:
-        return f"{value / 1e6:.3g}M"
+        return f"{value / 1e6:.{3 + more}g}M"
     if size >= 1000:
-        return f"{value / 1000:.3g}k"
+        return f"{value / 1000:.{3 + more}g}k"
     if 0 < size < 1e-4:
-        digits, _, exponent = f"{value:.1e}".partition("e")
-        return f"{digits.removesuffix('.0')}e{int(exponent)}"
-    return f"{value:.4g}"
+        digits, _, exponent = f"{value:.{1 + more}e}".partition("e")
+        return f"{digits.rstrip('0').removesuffix('.')}e{int(exponent)}"
+    return f"{value:.{4 + more}g}"
 
 
 def _widened(low: float, high: float, share: float, *, log: bool = False) -> tuple[float, float]:
@@ -229,20 +237,20 @@ def _widened(low: float, high: float, share: float, *, log: bool = False) -> tup
 
 
 def _grid(x_axis: Axis, y_axis: Axis, *, room: float) -> Iterator[str]:
-    for tick in y_axis.ticks():
+    for tick, label in labelled(y_axis.ticks()):
         yield _line(LEFT, y_axis(tick), WIDTH - RIGHT, y_axis(tick), "grid")
-        yield _text(LEFT - 6, y_axis(tick) + 3.5, short(tick), "tick end")
-    for tick in x_axis.ticks():
+        yield _text(LEFT - 6, y_axis(tick) + 3.5, label, "tick end")
+    for tick, label in labelled(x_axis.ticks()):
         if x_axis(tick) < WIDTH - RIGHT - room:  # the label of the axis stands at its end
-            yield _text(x_axis(tick), HEIGHT - 5, short(tick), "tick middle")
+            yield _text(x_axis(tick), HEIGHT - 5, label, "tick middle")
 
 
 def _scale(axis: Axis, height: float, unit: str) -> Iterator[str]:
     """Vertical lines with labels below, and the unit at their end."""
-    for tick in axis.ticks():
+    for tick, label in labelled(round(tick, 12) for tick in axis.ticks()):
         yield _line(axis(tick), TOP - 6, axis(tick), height - BOTTOM, "grid")
         if not unit or axis(tick) < WIDTH - RIGHT - 8.0 * len(unit):
-            yield _text(axis(tick), height - 8, short(round(tick, 12)), "tick middle")
+            yield _text(axis(tick), height - 8, label, "tick middle")
     yield _text(WIDTH - 2, height - 8, unit, "tick end")
 
 
