@@ -201,6 +201,8 @@ def _decode_part(value: Any, slot: type[P], where: str) -> P:
 
 def _short_form(text: str, slot: type[P], where: str) -> dict[str, Any]:
     """A part with its defaults, as in --set encoder.block=fcdm, or with its one telling field, as in dinov3:vits16."""
+    if text.lstrip().startswith("{"):
+        raise PartError(where, f"is no whole JSON, got {text!r}")
     name, colon, setting = text.partition(":")
     kind = name if "/" in name or not slot.slot else f"{slot.slot}/{name}"
     if not colon:

@@ -348,6 +348,7 @@ def test_a_name_with_a_colon_sets_the_one_field_that_tells_parts_of_a_kind_apart
         ("dit:wide", "config.head_width: takes int, got 'wide'"),
         ("dit:3", "config.head_width: must be a positive multiple of 4 (axial RoPE), got 3"),
         ("dit:", "config.head_width: takes int, got ''"),
+        ('{"kind": "block/dit"', """config: is no whole JSON, got '{"kind": "block/dit"'"""),
     ],
 )
 def test_a_short_form_that_does_not_fit_is_told(text: str, message: str) -> None:
