@@ -247,7 +247,7 @@ class _Context:
                 pairs += len(found)
         reason = None
         if not averages:
-            reason = self.no_pairs(axis, partners)
+            reason = self.no_pairs(axis, against, partners)
         elif len(averages) == 1:
             reason = "one seed, of which no interval follows"
         return {
@@ -260,9 +260,12 @@ class _Context:
             "reason": reason,
         }
 
-    def no_pairs(self, axis: str, partners: Sequence[tuple[str, str]]) -> str:
+    def no_pairs(self, axis: str, against: str, partners: Sequence[tuple[str, str]]) -> str:
         if not partners:
             return f"no two variants differ in {axis} alone"
+        for subject, side in zip(("", f"{against} "), zip(*partners, strict=True), strict=True):
+            if not any(map(self.measured, side)) and {self.absence(name) for name in side} == {"failed"}:
+                return f"{subject}failed"
         elsewhere = any(name in self.known and not self.measured(name) for pair in partners for name in pair)
         return "measured under another protocol" if elsewhere else "no seed of which both have a value"
 

@@ -298,6 +298,16 @@ def test_main_effects_take_the_settings_in_which_both_finished() -> None:
     assert found["reason"] == "one seed, of which no interval follows"
 
 
+@pytest.mark.parametrize(("value", "reason"), [("2", "failed"), ("1", "1 failed")])
+def test_an_effect_of_what_failed_everywhere_says_so(value: str, reason: str) -> None:
+    made = study(GRID, axes=AXES)
+    for name in GRID:
+        for seed in made["seeds"]:
+            if name.startswith(f"a={value}"):
+                fail(made, name, seed)
+    assert effects(made)["a"]["reason"] == reason
+
+
 def test_main_effects_mix_no_protocols() -> None:
     made = study(GRID, axes=AXES)
     for cell in made["cells"]:
