@@ -159,7 +159,12 @@ def _planned(index: int, variant: Variant, budget: Budget, device: str | torch.d
     each = {"seconds": made.seconds_per_step, "flops": made.flops_per_step}.get(budget.kind)
     if each is None or budget.amount is None:
         return made
-    return replace(made, recipe=with_steps(made.recipe, max(1, round(budget.amount / each))))
+    if budget.amount < each:
+        raise ValueError(
+            f"budget: {budget.kind}={budget.amount:g} pays for no step of {variant.name!r}, which takes {each:.3g}; "
+            "give more, or name steps"
+        )
+    return replace(made, recipe=with_steps(made.recipe, round(budget.amount / each)))
 
 
 # --- the file -----------------------------------------------------------------------------------------------------
@@ -212,7 +217,7 @@ def load_plan(folder: Path) -> Study:
 
 def check_same(study: Study, asked: Mapping[str, Any], folder: Path) -> None:
     """Raise ``ValueError`` where the study in a folder was asked for in other words."""
-    lines = [line.lstrip(".") for line in _differing(asked, study.asked, "")]
+    lines = [line.lstrip(".") for line in _differing(study.asked, asked, "")]
     if lines:
         more = f" and {len(lines) - 3} more" if len(lines) > 3 else ""
         raise ValueError(

@@ -334,6 +334,12 @@ def test_steps_may_be_shared_out_by_operations(pictures: Path, tmp_path: Path) -
         ablate(pair, out=tmp_path / "b", budget=Budget("flops", 30.0 * flops[0]), on_plan=stop)
     assert [variant.steps for variant in plans[1].variants] == [30, round(30 * flops[0] / flops[1])]
     assert [v.recipe.stages[0].checkpoint_every for v in plans[1].variants] == [2, 2]
+    with pytest.raises(ValueError) as caught:
+        ablate(pair, out=tmp_path / "c", budget="flops=3")
+    assert str(caught.value) == (
+        f"budget: flops=3 pays for no step of {pair[0].name!r}, which takes {flops[0]:.3g}; give more, or name steps"
+    )
+    assert not (tmp_path / "c").exists()
 
 
 def test_steps_may_be_shared_out_by_seconds_measured_here(pictures: Path, tmp_path: Path) -> None:
@@ -428,13 +434,13 @@ def test_a_folder_that_holds_something_else_is_left_alone(whole: Path, pictures:
     with pytest.raises(ValueError) as caught:
         ablate(changed, out=whole, seeds=2)
     assert str(caught.value) == (
-        f"{whole}: holds another study (variants.0.recipe.stages.0.optimiser.rate: 0.001, not 0.003); repeat its "
+        f"{whole}: holds another study (variants.0.recipe.stages.0.optimiser.rate: 0.003, not 0.001); repeat its "
         "command to go on with it, or choose another --out"
     )
     with pytest.raises(ValueError) as caught:
         ablate(variants(pictures), out=whole, seeds=3)
     assert str(caught.value) == (
-        f"{whole}: holds another study (seeds: [0, 1, 2], not [0, 1]); repeat its command to go on with it, or choose "
+        f"{whole}: holds another study (seeds: [0, 1], not [0, 1, 2]); repeat its command to go on with it, or choose "
         "another --out"
     )
     with pytest.raises(FileNotFoundError) as missing:
