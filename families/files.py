@@ -20,7 +20,9 @@ from torch import Tensor, nn
 from ..blocks.latent_space import LatentSpec
 from ..blocks.registry import PartError, decode, differences, encode
 from ..blocks.slots import FamilyConfig
-from ..blocks.weights import CheckpointError, assign, read_tensors
+from ..blocks.weights import CheckpointError as CheckpointError
+from ..blocks.weights import assign as assign
+from ..blocks.weights import read_tensors as read_tensors
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 SPEC = "latelier.latent_spec"

@@ -208,7 +208,10 @@ def test_a_study_killed_at_random_moments_ends_with_the_same_table(whole: Path, 
 
 def test_workers_end_with_a_killed_study_and_the_next_call_goes_on(whole: Path, pictures: Path, tmp_path: Path) -> None:
     folder = tmp_path / "study"
-    run = lambda: ablate(variants(pictures), out=folder, seeds=2, jobs=2)  # noqa: E731
+
+    def run() -> object:
+        return ablate(variants(pictures), out=folder, seeds=2, jobs=2)
+
     child = in_a_child(run)
     deadline = time.monotonic() + 60
     while not list(folder.glob("cells/*/*/checkpoints/*.safetensors")) and time.monotonic() < deadline:
@@ -247,9 +250,12 @@ def test_a_cell_that_another_process_runs_is_left_to_it(pictures: Path, tmp_path
     with (path / ".lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         (folder / "cells").rename(tmp_path / "cells")  # a plan wants an empty folder
-        study = {"variants": variants(pictures), "out": folder, "seeds": 1}
+
+        def put_back(plan: object) -> None:
+            (tmp_path / "cells").rename(folder / "cells")
+
         with pytest.raises(CellBusyError) as caught:
-            ablate(**study, on_plan=lambda plan: (tmp_path / "cells").rename(folder / "cells"))
+            ablate(variants(pictures), out=folder, seeds=1, on_plan=put_back)
     assert str(caught.value) == f"{path}: another process is running this cell; wait for it, or stop it"
 
 
@@ -343,9 +349,8 @@ def test_steps_may_be_shared_out_by_operations(pictures: Path, tmp_path: Path) -
 
 
 def test_steps_may_be_shared_out_by_seconds_measured_here(pictures: Path, tmp_path: Path) -> None:
-    study: list[Any] = []
-    plan = lambda: ablate(variants(pictures)[:1], out=tmp_path / "a", seeds=1, budget="seconds=0.2")  # noqa: E731
-    assert not killed(in_a_child(plan))
+    one = variants(pictures)[:1]
+    assert not killed(in_a_child(lambda: ablate(one, out=tmp_path / "a", seeds=1, budget="seconds=0.2")))
     study = json.loads((tmp_path / "a" / "ablation.json").read_text())
     (variant,) = study["variants"]
     assert variant["steps"] == max(1, round(0.2 / variant["seconds_per_step"]))

@@ -48,7 +48,7 @@ def test_digits_are_classified_as_scikit_learn_does(temperature: float | None) -
     x, y, test_x, test_y = digits()
     found = knn_accuracy(x, y, test_x, test_y, ks=(1, 5, 20), temperature=temperature)
     for k, share in found.items():
-        weights = "uniform" if temperature is None else lambda d: np.exp((1 - d) / 0.07)
+        weights: Any = "uniform" if temperature is None else lambda d: np.exp((1 - d) / 0.07)
         theirs = KNeighborsClassifier(k, metric="cosine", weights=weights).fit(x.numpy(), y.numpy())
         assert share == pytest.approx(theirs.score(test_x.numpy(), test_y.numpy()), abs=1e-12), k
         assert share > 0.93

@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +95,8 @@ class Scenes(ImageSource):
 
     def read(self, index: int) -> PIL.Image.Image:
         small = np.random.default_rng(index).integers(0, 256, (4, 5, 3), dtype=np.uint8)
-        return PIL.Image.fromarray(small).resize(self.sides[index][::-1], PIL.Image.Resampling.BICUBIC)
+        height, width = self.sides[index]
+        return PIL.Image.fromarray(small).resize((width, height), PIL.Image.Resampling.BICUBIC)
 
 
 class Patches(nn.Module):
@@ -137,6 +139,10 @@ every_new_probe = pytest.mark.parametrize("probe", NEW, ids=lambda probe: probe.
 # --- what was planted is found --------------------------------------------------------------------------------------
 
 
+def softmax_weights(distance: Any, *, temperature: float) -> Any:
+    return np.exp((1 - distance) / temperature)
+
+
 def test_neighbours_of_raw_digits_are_those_of_scikit_learn() -> None:
     """A stride of the whole picture makes the latent all pixels of an image, and their mean the latent itself."""
     model = Patches()
@@ -145,7 +151,8 @@ def test_neighbours_of_raw_digits_are_those_of_scikit_learn() -> None:
     data: Any = load_digits()
     pixels = np.rint(data.images * 255 / 16).reshape(-1, 64) / 127.5 - 1
     for k in (1, 20):
-        theirs = KNeighborsClassifier(k, metric="cosine", weights=lambda d: np.exp((1 - d) / 0.07))
+        weights: Any = partial(softmax_weights, temperature=0.07)
+        theirs = KNeighborsClassifier(k, metric="cosine", weights=weights)
         theirs.fit(pixels[:1437], data.target[:1437])
         score = theirs.score(pixels[1437:], data.target[1437:])
         assert found["rows"]["latents, mean"][f"knn{k}_N1437"] == pytest.approx(score, abs=1e-9)
