@@ -210,6 +210,10 @@ def _show(study: dict[str, Any], folder: Path) -> None:
         print(f"{what + ':':9}{', '.join(str(folder / name) for name in files)}")
 
 
+def _count(n: int, noun: str) -> str:
+    return f"{n:,} {noun}" + ("" if n == 1 else "s")
+
+
 class _Clock:
     """A line for each run that has ended, and how long the rest may take."""
 
@@ -217,15 +221,16 @@ class _Clock:
         self.console, self.began, self.first = make_console(), time.monotonic(), 0
 
     def start(self, study: "Study") -> None:
-        count = len(study.variants) * len(study.seeds)
+        variants, seeds = len(study.variants), len(study.seeds)
         self.console.print(
-            f"{len(study.variants)} variants x {len(study.seeds)} seeds = {count} runs; baseline: {study.baseline}",
+            f"{_count(variants, 'variant')} x {_count(seeds, 'seed')} = {_count(variants * seeds, 'run')}; "
+            f"baseline: {study.baseline}",
             highlight=False,
         )
         for variant in study.variants:
             cost = "" if variant.flops_per_step is None else f", {variant.flops_per_step / 1e9:.3g} GFLOP a step"
             cost = cost or f", cannot be counted: {variant.why}"
-            self.console.print(f"  {variant.name}: {variant.steps:,} steps{cost}", highlight=False)
+            self.console.print(f"  {variant.name}: {_count(variant.steps, 'step')}{cost}", highlight=False)
         self.began = time.monotonic()
 
     def cell(self, address: "Address", cell: dict[str, Any], done: int, total: int) -> None:

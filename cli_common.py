@@ -51,7 +51,7 @@ Probes = Annotated[
     typer.Option(
         "--probe",
         help="ask this as well, besides the recipe's probes: knn, linear_probe, similarity, retrieval, "
-        "self_similarity, pca_maps, token_robustness; with a teacher as in similarity:hog; or JSON (repeatable)",
+        "self_similarity, pca_maps, token_robustness; with a teacher as in knn:hog; or JSON (repeatable)",
         metavar="PROBE",
     ),
 ]

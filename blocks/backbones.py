@@ -289,4 +289,6 @@ class NetworkTeacherConfig(TeacherConfig):
 
 def last_layers(count: int) -> tuple[int, ...]:
     """The last ``count`` blocks, for ``layers``."""
+    if count < 1:
+        raise ValueError(f"last_layers: must be at least 1, got {count}")
     return tuple(range(-count, 0))

@@ -93,8 +93,10 @@ def part(kind: str) -> Callable[[type[P]], type[P]]:
                 except PartError:
                     raise
                 except ValueError as error:
-                    where, colon, what = str(error).partition(": ")
-                    raise PartError(f"config.{where}" if colon else "config", what or str(error)) from None
+                    where, _, what = str(error).partition(": ")
+                    if where.partition(".")[0] in cls.__dataclass_fields__:
+                        raise PartError(f"config.{where}", what) from None
+                    raise PartError("config", str(error)) from None
 
         cls.__post_init__ = post_init  # type: ignore[attr-defined]
         made = dataclasses.dataclass(frozen=True, kw_only=True)(cls)

@@ -7,7 +7,6 @@ give images in [0, 1], never normalised ones, which are refused.
 ``hog.py`` has a fixed function, ``backbones.py`` what networks have in common, ``tiny_vit.py`` a small one of our own.
 """
 
-import math
 from abc import ABC, abstractmethod
 from contextlib import nullcontext
 
@@ -45,7 +44,7 @@ class Teacher(nn.Module, ABC):
         ``differentiable`` gives gradients to the images, for losses in feature space; weights never have any.
 
         Raises:
-            ValueError: values out of range, or a size that the teacher does not take.
+            ValueError: values out of range, no batch, or a size that the teacher does not take.
         """
         self._check_range(images)
         try:
@@ -59,13 +58,13 @@ class Teacher(nn.Module, ABC):
         """Tokens of checked float32 images; a size that does not fit is a :class:`SizeError`."""
 
     def _check_range(self, images: Image) -> None:
+        if images.ndim != 4:
+            raise ValueError(f"{self.name}: takes images [b, 3, H, W], got {list(images.shape)}")
         if not images.is_floating_point():
             raise ValueError(f"{self.name}: takes images in [0, 1], got {images.dtype}; map bytes with x / 255")
         if not images.numel():
             return
         low, high = (x.item() for x in images.detach().aminmax())
         if not (low >= -RANGE_SLACK and high <= 1 + RANGE_SLACK):
-            hint = "map them with (x + 1) / 2" if low < -RANGE_SLACK else "map bytes with x / 255"
-            if not (math.isfinite(low) and math.isfinite(high)):
-                hint = "some are not finite"
+            hint = "map bytes with x / 255" if low >= -RANGE_SLACK else "map them with (x + 1) / 2"
             raise ValueError(f"{self.name}: takes images in [0, 1], got values from {low:.4g} to {high:.4g}; {hint}")

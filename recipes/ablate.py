@@ -15,6 +15,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,7 @@ def ablate(
     Args:
         variants: see :func:`grid`; or recipes with names of your own.
         out: a new folder, or one of the same study.
-        seeds: how many, from 0; or which.
+        seeds: how many, from 0; or which. More of them than a study in ``out`` has are added to it.
         steps: optimiser steps of every cell; None leaves each recipe its own. Short for ``budget="steps=N"``.
         budget: "steps=300", "seconds=60" (measured on this machine while planning), or "flops=1e13".
         baseline: name of a variant or its labels, all or some that tell it apart; default: the first.
@@ -141,8 +142,11 @@ def plan(
     chosen = _seeds(seeds)
     base = find_baseline(variants, baseline)
     if prepare_folder(folder):
-        study = load_plan(folder)
-        check_same(study, asked_for(variants, chosen, base, budget, probes), folder)
+        study, asked = load_plan(folder), asked_for(variants, chosen, base, budget, probes)
+        if set(chosen) > set(study.seeds) and asked | {"seeds": 0} == study.asked | {"seeds": 0}:
+            study = replace(study, seeds=chosen, asked=asked)  # more of the same
+            save_plan(study, folder)
+        check_same(study, asked, folder)
         return study
     study = make_plan(
         variants,
@@ -232,7 +236,9 @@ def _budget(steps: int | None, budget: Budget | str | None) -> Budget:
 def _budget_text(study: Study) -> str:
     kind, amount = study.budget.kind, study.budget.amount
     steps = sorted({variant.steps for variant in study.variants})
-    counted = f"{steps[0]:,} steps" if len(steps) == 1 else f"{steps[0]:,} to {steps[-1]:,} steps"
+    counted = f"{steps[0]:,} to {steps[-1]:,} steps"
+    if len(steps) == 1:
+        counted = f"{steps[0]:,} step" + ("" if steps[0] == 1 else "s")
     if kind == "steps":
         equal = "each" if len(steps) == 1 else "as their recipes say: NOT equal"
         return f"{counted} {equal}"

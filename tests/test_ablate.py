@@ -289,6 +289,16 @@ def test_a_cell_that_fails_is_reported_with_its_error_and_the_others_run(picture
         assert "failed" in (tmp_path / "study" / name).read_text()
 
 
+def test_seeds_are_added_to_a_study(pictures: Path, tmp_path: Path) -> None:
+    one = [Variant("one", small(pictures, steps=1))]
+    first = ablate(one, out=tmp_path / "study", seeds=1)
+    heard: list[int] = []
+    more = ablate(one, out=tmp_path / "study", seeds=3, on_cell=lambda address, *rest: heard.append(address[1]))
+    assert heard == [1, 2]
+    assert more["cells"][0]["metrics"] == first["cells"][0]["metrics"]
+    assert [cell["seed"] for cell in more["cells"]] == [0, 1, 2]
+
+
 def test_failed_cells_are_run_again_when_asked(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, pair = tmp_path / "study", with_a_failing_one(pictures)[:1]
     monkeypatch.setattr(HOGConfig, "build", lambda self: 1 / 0)
@@ -443,9 +453,9 @@ def test_a_folder_that_holds_something_else_is_left_alone(whole: Path, pictures:
         "command to go on with it, or choose another --out"
     )
     with pytest.raises(ValueError) as caught:
-        ablate(variants(pictures), out=whole, seeds=3)
+        ablate(variants(pictures), out=whole, seeds=1)
     assert str(caught.value) == (
-        f"{whole}: holds another study (seeds: [0, 1], not [0, 1, 2]); repeat its command to go on with it, or choose "
+        f"{whole}: holds another study (seeds: [0, 1], not [0]); repeat its command to go on with it, or choose "
         "another --out"
     )
     with pytest.raises(FileNotFoundError) as missing:

@@ -280,7 +280,7 @@ def test_pictures_of_any_size_are_taken_under_a_rule_that_takes_them(height: int
         ),
         (
             torch.full((1, 3, 8, 8), torch.nan),
-            "teacher/tiny_vit: takes images in [0, 1], got values from nan to nan; some are not finite",
+            "teacher/tiny_vit: takes images in [0, 1], got values from nan to nan; map them with (x + 1) / 2",
         ),
         (
             torch.zeros(1, 3, 8, 8, dtype=torch.uint8),
@@ -482,3 +482,12 @@ def test_dgm_evals_resizing_by_pil_is_that_of_edm2_up_to_its_bytes() -> None:
     images = torch.from_numpy(picture).permute(2, 0, 1)[None] / 255
     ours = as_edm2(SMALL).resize.apply(images, 14)[0]
     assert (ours - theirs).abs().max() < 1.5 / 255
+
+
+def test_a_single_image_without_a_batch_is_told(as_users_run_it: None) -> None:
+    with pytest.raises(ValueError) as error:
+        TinyViTConfig().build()(torch.rand(3, 32, 32))
+    assert str(error.value) == "teacher/tiny_vit: takes images [b, 3, H, W], got [3, 32, 32]"
+    with pytest.raises(ValueError) as error:
+        last_layers(0)
+    assert str(error.value) == "last_layers: must be at least 1, got 0"

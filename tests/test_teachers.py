@@ -150,7 +150,7 @@ def test_hog_is_float32_without_gradient_or_weights() -> None:
         ),
         (
             torch.full((1, 3, 16, 16), torch.nan),
-            "HOG: takes images in [0, 1], got values from nan to nan; some are not finite",
+            "HOG: takes images in [0, 1], got values from nan to nan; map them with (x + 1) / 2",
         ),
         (torch.zeros(1, 3, 40, 100), "HOG: takes sizes divisible by 16, got 40x100; 32x96 would do"),
         (torch.zeros(1, 3, 10, 32), "HOG: takes sizes divisible by 16, got 10x32; 16x32 would do"),
