@@ -137,7 +137,7 @@ def train(
     accept: Accept = None,
 ) -> None:
     """Train a recipe. Under torchrun, all processes share each batch."""
-    from .blocks.registry import override
+    from .blocks.overrides import override
     from .recipes import find
 
     made = override(with_data(find(recipe), data), settings or ())

@@ -142,7 +142,8 @@ def cell_command(
 
 def _variants(recipe: str, axes: Sequence[str], settings: Sequence[str], data: Path | None) -> "list[Variant]":
     """Those of a study by its name, or the grid of a recipe's axes."""
-    from .blocks.registry import encode, override
+    from .blocks.overrides import override
+    from .blocks.registry import encode
     from .recipes import STUDIES, find_source, grid, parse_axes
     from .recipes.find import called
     from .recipes.grid import check_distinct

@@ -38,6 +38,7 @@ from .losses import (
 from .mlp import MLP
 from .modulation import AdaLN, LowRankDelta
 from .norm import GRN, ChannelRMSNorm, RMSNorm, channel_rms_norm, response_norm
+from .overrides import override
 from .patch import Patchify, Unpatchify, patchify, unpatchify
 from .positions import Resampling, resample_rows, resample_table
 from .posterior import EncoderPosterior, PointPosteriorConfig, VPPosteriorConfig, alpha_sigma
@@ -60,7 +61,7 @@ from .projectors import (
     ReverseProjectorConfig,
 )
 from .readings import ModeReadingConfig, NoisedReadingConfig, ReadingConfig, SampleReadingConfig
-from .registry import Part, PartError, decode, differences, discover, encode, override, part, parts
+from .registry import Part, PartError, decode, differences, discover, encode, part, parts
 from .resize import (
     FixedResizeConfig,
     NearestResizeConfig,

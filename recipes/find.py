@@ -16,7 +16,8 @@ from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Any
 
-from ..blocks.registry import PartError, decode, override
+from ..blocks.overrides import override
+from ..blocks.registry import PartError, decode
 from ..training.engine import RECIPE
 from ..training.recipe import Recipe
 

@@ -23,7 +23,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..blocks.registry import Part, PartError, decode, decode_value, encode, fields, override, suggest
+from ..blocks.overrides import override
+from ..blocks.registry import Part, PartError, decode, decode_value, encode, fields, suggest
 from ..training.recipe import Recipe
 from .find import Source, called
 
