@@ -1,7 +1,6 @@
 """The command that compares variants of a recipe: ablate."""
 
 import json
-import os
 import shlex
 import sys
 import time
@@ -126,7 +125,7 @@ def cell_command(
 ) -> None:
     """Run one cell of a study: what a worker of `latelier ablate --jobs` does."""
     from .recipes import CellBusyError, run_job
-    from .recipes.launchers import end_with
+    from .recipes.launchers import BUSY, end_with
 
     if parent is not None:
         end_with(parent)
@@ -134,7 +133,7 @@ def cell_command(
         run_job(str(study), variant, seed, device)
     except CellBusyError as error:
         print(f"error: {error}", file=sys.stderr)
-        raise typer.Exit(os.EX_TEMPFAIL) from None
+        raise typer.Exit(BUSY) from None
 
 
 # --- what it is made of -------------------------------------------------------------------------------------------

@@ -76,9 +76,9 @@ class Backbone(nn.Module, ABC):
     def pool(self, last: Hidden, norm: Callable[[Tensor], Tensor]) -> Float[Tensor, "b c"]:
         """The class token that the network's own pooling makes of the last block's output and the final norm.
 
-        Called where ``has_pool`` says so.
+        Called where ``has_pool`` says so; of other networks it is a ``TypeError``.
         """
-        raise NotImplementedError
+        raise TypeError(f"{self.model}: has no pooling of its own")
 
 
 def weights_hash(tensors: Mapping[str, Tensor]) -> str:

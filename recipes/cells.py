@@ -4,7 +4,6 @@ A cell's folder is an ordinary run folder. It can be stopped at any moment: the 
 checkpoint. A lock keeps two processes out of one cell. What fails is written down as failed, with its error.
 """
 
-import fcntl
 import hashlib
 import json
 import traceback
@@ -118,6 +117,8 @@ def _write(path: Path, made: dict[str, Any]) -> dict[str, Any]:
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
     """The lock ends with its process, however that ends."""
+    import fcntl  # Windows has none, and can still use recipes
+
     with (path / ".lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

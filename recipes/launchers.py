@@ -28,7 +28,7 @@ Ended = Iterator[tuple[Address, dict[str, Any]]]
 LOG = "worker.txt"
 """What a worker said, in the folder of its cell while it runs, and afterwards if it died."""
 
-BUSY = os.EX_TEMPFAIL
+BUSY = 75  # EX_TEMPFAIL, which Windows does not name
 """Exit status of a worker that found its cell taken."""
 
 

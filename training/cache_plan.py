@@ -4,6 +4,7 @@ The plan is the index, in which shards that are still to be made have no checksu
 keep their pictures; pictures without a place get one in new shards, in their order.
 """
 
+import os
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
@@ -24,15 +25,17 @@ def lock(folder: Path) -> Iterator[None]:
 
     with told(folder, "the folder"):
         folder.mkdir(parents=True, exist_ok=True)
-        file = open(folder / LOCK, "ab")  # noqa: SIM115
-    with file:
+        handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise FeatureCacheError(
                 f"{folder}: another process is writing to it; wait for its end, or choose another --out"
             ) from None
         yield
+    finally:
+        os.close(handle)
 
 
 @contextmanager
