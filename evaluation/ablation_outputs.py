@@ -5,14 +5,20 @@ from pathlib import Path
 from typing import Any
 
 from ..families.files import write_atomically
-from .ablation_plots import write_plots
+from .ablation_plots import figure_class, write_plots
 from .ablation_report import write_ablation_report
 from .ablation_tables import latex_table, markdown_table
-from .comparison import Study, compare
+from .comparison import Study, compare, student
 from .results import plain
 
 ABLATION = "ablation.json"
 PARTS = ("name", "id", "axes", "seeds", "baseline", "budget", "conditions", "variants", "cells")
+
+
+def check_libraries() -> None:
+    """Raise ``ImportError`` where :func:`write_study` would, for callers who would train for hours first."""
+    student()
+    figure_class()
 
 
 def write_study(study: Study, folder: Path) -> dict[str, Path]:

@@ -138,13 +138,14 @@ def _legend(panel: Any) -> None:
 
 
 def _figure(size: tuple[float, float]) -> Any:
-    figure = _figure_class()(figsize=size, layout="constrained")
+    figure = figure_class()(figsize=size, layout="constrained")
     figure.set_facecolor("white")
     return figure
 
 
 @cache
-def _figure_class() -> Any:
+def figure_class() -> Any:
+    """Of figures that show themselves; raises ``ImportError`` where matplotlib is missing."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:

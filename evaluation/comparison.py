@@ -88,7 +88,7 @@ def paired(differences: Sequence[float], better: str | None) -> dict[str, Any]:
             low = high = mean
             p = 1.0 if mean == 0 else 0.0
         else:
-            t = _student()
+            t = student()
             reach = float(t.ppf((1 + LEVEL) / 2, n - 1)) * se
             low, high = mean - reach, mean + reach
             p = float(2 * t.sf(abs(mean) / se, n - 1))
@@ -137,7 +137,8 @@ def _constant(values: Sequence[float]) -> bool:
     return all(value == values[0] for value in values)
 
 
-def _student() -> Any:
+def student() -> Any:
+    """Scipy's t distribution; raises ``ImportError`` where scipy is missing."""
     try:
         from scipy.stats import t
     except ImportError as error:

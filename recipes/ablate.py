@@ -23,7 +23,7 @@ import torch
 
 from ..blocks.registry import encode, suggest
 from ..blocks.slots import ProbeConfig
-from ..evaluation.ablation_outputs import load_study, write_study
+from ..evaluation.ablation_outputs import check_libraries, load_study, write_study
 from ..training.cached import computing_teacher
 from .cells import forget_cell, read_cell
 from .grid import Variant, name_of, split_values
@@ -82,7 +82,9 @@ def ablate(
     Raises:
         ValueError: no variants, two of one name, no such baseline, or a folder that holds something else.
         CellBusyError: another process is at a cell of this folder.
+        ImportError: scipy or matplotlib is missing (extra ``ablations``).
     """
+    check_libraries()
     folder, jobs = Path(out), max(jobs, len(devices)) if jobs > 0 else jobs
     study = plan(
         variants,

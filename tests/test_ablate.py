@@ -15,7 +15,7 @@ import torch
 from children import in_a_child, killed
 
 from latelier.blocks import HOGConfig, NoisyLatentHeadConfig, SkipDecoderConfig, StackEncoderConfig, TinyViTConfig
-from latelier.evaluation import ArchetypePSNRConfig, TokenRobustnessConfig
+from latelier.evaluation import ArchetypePSNRConfig, TokenRobustnessConfig, ablation_plots
 from latelier.families import DiffAEConfig
 from latelier.recipes import (
     Budget,
@@ -423,6 +423,24 @@ def test_a_study_that_makes_no_sense_is_refused(
 ) -> None:
     with pytest.raises(ValueError) as caught:
         ablate(variants(pictures), out=tmp_path / "study", **settings)
+    assert str(caught.value) == message
+    assert not (tmp_path / "study").exists()
+
+
+@pytest.mark.parametrize(
+    ("library", "message"),
+    [
+        ("scipy.stats", "compare: intervals need scipy; pip install 'latelier[ablations]'"),
+        ("matplotlib.figure", "ablation plots: need matplotlib; pip install 'latelier[ablations]'"),
+    ],
+)
+def test_a_missing_library_is_told_before_anything_is_trained(
+    library: str, message: str, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ablation_plots.figure_class.cache_clear()
+    monkeypatch.setitem(sys.modules, library, None)
+    with pytest.raises(ImportError) as caught:
+        ablate(variants(pictures), out=tmp_path / "study")
     assert str(caught.value) == message
     assert not (tmp_path / "study").exists()
 

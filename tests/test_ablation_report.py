@@ -420,7 +420,7 @@ def test_what_cannot_be_drawn_is_refused() -> None:
 def test_a_missing_matplotlib_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     import sys
 
-    ablation_plots._figure_class.cache_clear()
+    ablation_plots.figure_class.cache_clear()
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ImportError) as caught:
         curve_figure(study())
