@@ -9,7 +9,7 @@ EXTRAS := ablations demo dev notebooks peers probes slurm teachers tensorboard
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test bench check lock clean
+.PHONY: help demo study test bench check lock clean
 
 help:  ## list these targets
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 14
@@ -17,6 +17,9 @@ help:  ## list these targets
 demo: .venv/.ready  ## train two small autoencoders on photographs, in minutes on a CPU, and write their reports
 	@.venv/bin/latelier demo --out runs/demo
 	@.venv/bin/latelier demo dinac_ae --out runs/demo_dinac_ae
+
+study: .venv/.ready  ## compare two teachers and two encoders over three seeds, in minutes, and write the report
+	@.venv/bin/latelier ablate demo/teachers_and_encoders --jobs 2 --out runs/study
 
 test: .venv/.ready  ## run all tests
 	@.venv/bin/pytest --numprocesses auto --dist loadfile
