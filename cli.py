@@ -19,6 +19,7 @@ from .cli_common import (
     Probes,
     RecipeName,
     Settings,
+    Swaps,
     find_device,
     find_probe,
     imported,
@@ -93,6 +94,7 @@ def list_command(
 @app.command()
 def show(
     recipe: RecipeName,
+    swaps: Swaps = None,
     settings: Settings = None,
     resolution: Annotated[int, typer.Option(help="side in pixels of the image whose cost is counted")] = 256,
     only_json: Annotated[bool, typer.Option("--json", help="print the config alone, for a file of your own")] = False,
@@ -100,11 +102,12 @@ def show(
     """Show a recipe: its resolved config, parameters, latent shape, and the cost of encoding and decoding."""
     import json
 
+    from .blocks.overrides import override
     from .blocks.registry import encode
     from .evaluation.counts import count
-    from .recipes import find
+    from .recipes import find_source, swap
 
-    made = find(recipe, settings or ())
+    made = override(swap(find_source(recipe), swaps or ()), settings or ())
     console = make_console()
     if only_json:
         console.print_json(json.dumps(encode(made)))
@@ -127,6 +130,7 @@ def show(
 def train(
     recipe: RecipeName,
     data: DataFolder = None,
+    swaps: Swaps = None,
     settings: Settings = None,
     out: Annotated[Path | None, typer.Option(help="run folder; default: runs/RECIPE", metavar="DIR")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on from the newest checkpoint in --out")] = False,
@@ -138,9 +142,9 @@ def train(
 ) -> None:
     """Train a recipe. Under torchrun, all processes share each batch."""
     from .blocks.overrides import override
-    from .recipes import find
+    from .recipes import find_source, swap
 
-    made = override(with_data(find(recipe), data), settings or ())
+    made = override(with_data(swap(find_source(recipe), swaps or ()), data), settings or ())
     folder = out or Path("runs") / made.name
     options = {"workers": workers, "keep": keep, "tensorboard": tensorboard, "accept": accept or ()}
     _train(made, folder, resume=resume, device=device, **options)

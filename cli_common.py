@@ -40,6 +40,15 @@ Settings = Annotated[
     list[str] | None,
     typer.Option("--set", help="change a field: model.encoder.depth=8 (repeatable)", metavar="A.B=C"),
 ]
+Swaps = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--swap",
+        help="another part for the recipe, which computes anew what depends on it: teacher=dinov3:vits16, "
+        "encoder.block=dit (repeatable)",
+        metavar="PATH=PART",
+    ),
+]
 DataFolder = Annotated[
     Path | None,
     typer.Option("--data", help="folder of images, any depth, in place of the recipe's data", metavar="DIR"),

@@ -11,7 +11,7 @@ from .ablate import ablate, collect
 from .cells import CellBusyError, summary_of
 from .dinac_ae import dinac_ae, dinac_ae_d2
 from .find import find, find_source
-from .grid import Variant, grid, parse_axes
+from .grid import Variant, grid, parse_axes, swap
 from .launchers import imports_of, in_processes, in_this_process, run_job, through_submitit
 from .measure import measure_run
 from .semdisdiffae import (
@@ -64,5 +64,6 @@ __all__ = [
     "semdisdiffae_p32",
     "semdisdiffae_p32_v2",
     "summary_of",
+    "swap",
     "through_submitit",
 ]

@@ -72,6 +72,26 @@ def grid(
     return variants
 
 
+def swap(source: Source, swaps: Iterable[str]) -> Recipe:
+    """The recipe with other parts, each ``path=value``, which act where an axis of that path would.
+
+    ``teacher=dinov3:vits16`` is given to the function that makes the recipe, so that what depends on the teacher fits.
+
+    Raises:
+        PartError: as :func:`grid`.
+    """
+    axes: dict[str, list[str]] = {}
+    for text in swaps:
+        path, equals, value = text.partition("=")
+        if not equals or not path or not value:
+            raise PartError(f"--swap {text}", "is no swap; write path=value, such as teacher=dinov3:vits16")
+        if path in axes:
+            raise PartError(f"--swap {path}", "is given twice; give it once")
+        axes[path] = [value]
+    (only,) = grid(source, axes)
+    return only.recipe
+
+
 def check_distinct(variants: Sequence[Variant]) -> None:
     """Refuse a grid in which a value changes nothing: a setting or another axis has undone it."""
     seen: dict[str, str] = {}

@@ -15,7 +15,7 @@ from latelier.blocks import (
     TinyViTConfig,
     differences,
 )
-from latelier.recipes import RECIPES, STUDIES, Recipe, demo, find, find_source, grid, parse_axes, semdisdiffae
+from latelier.recipes import RECIPES, STUDIES, Recipe, demo, find, find_source, grid, parse_axes, semdisdiffae, swap
 
 
 def block_of(recipe: Recipe) -> Any:
@@ -159,6 +159,32 @@ def test_a_setting_that_undoes_an_axis_is_told() -> None:
     assert str(caught.value) == (
         "axes: 'encoder.block=fcdm' and 'encoder.block=dit' are the same recipe; leave one of them out"
     )
+
+
+def test_a_swap_acts_where_an_axis_would() -> None:
+    swapped = swap(demo.dinac_ae, ["teacher=tiny_vit:96", "encoder.block=fcdm", "optimiser.rate=1e-3"])
+    model: Any = swapped.model
+    assert (swapped.teacher, model.token_head.features) == (TinyViTConfig(width=96, patch=8), 96)
+    assert block_of(swapped) == FCDMBlockConfig()
+    assert swap(demo.dinac_ae, []) == demo.dinac_ae()
+    recipe = find("demo/semdisdiffae")
+    assert swap(recipe, []) == recipe
+    assert block_of(swap(semdisdiffae, ['encoder.block={"kind":"block/fcdm","kernel":3}'])) == FCDMBlockConfig(kernel=3)
+
+
+@pytest.mark.parametrize(
+    ("swaps", "message"),
+    [
+        (["teacher"], "--swap teacher: is no swap; write path=value, such as teacher=dinov3:vits16"),
+        (["teacher="], "--swap teacher=: is no swap; write path=value, such as teacher=dinov3:vits16"),
+        (["teacher=hog", "teacher=hog"], "--swap teacher: is given twice; give it once"),
+        (["teacher=hogg"], "axis teacher: no part is named 'teacher/hogg'; did you mean 'teacher/hog'?"),
+    ],
+)
+def test_a_swap_that_does_not_fit_is_told(swaps: list[str], message: str) -> None:
+    with pytest.raises(PartError) as caught:
+        swap(demo.semdisdiffae, swaps)
+    assert str(caught.value) == message
 
 
 def test_commas_inside_of_json_do_not_part_values() -> None:

@@ -135,6 +135,17 @@ def test_list_names_the_studies_that_are_ready(run: Latelier) -> None:
     assert all(len(line.split()) > 3 for line in lines)
 
 
+def test_show_and_train_swap_a_part_and_what_depends_on_it(run: Latelier, here: Path) -> None:
+    shown = json.loads(good(run("show", "demo/dinac_ae", "--swap", "teacher=tiny_vit:96", "--json")))
+    assert (shown["teacher"]["patch"], shown["model"]["token_head"]["features"]) == (8, 96)
+    words = ("--swap", "teacher=tiny_vit", "--set", "stages.main.batch=2", "--set", "stages.main.recalibrate=1")
+    said = run(
+        "train", "demo/dinac_ae", "--data", "pictures", *words, "--set", "stages.main.steps=1", "--out", "swapped"
+    )
+    assert said.code == 0
+    assert json.loads((here / "swapped" / "recipe.json").read_text())["teacher"]["kind"] == "teacher/tiny_vit"
+
+
 def test_show_gives_config_sizes_and_costs(run: Latelier) -> None:
     out = good(run("show", "semdisdiffae"))
     config, _, table = out.partition("\n}\n")
