@@ -9,6 +9,7 @@ from ..training.recipe import Recipe, StageConfig
 from . import demo
 from .ablate import ablate, collect
 from .cells import CellBusyError, summary_of
+from .costs import StepCost, count_step, with_steps
 from .dinac_ae import dinac_ae, dinac_ae_d2
 from .find import find, find_source
 from .grid import Variant, grid, parse_axes, swap
@@ -43,10 +44,12 @@ __all__ = [
     "CellBusyError",
     "Recipe",
     "StageConfig",
+    "StepCost",
     "Variant",
     "ablate",
     "capacitor_decoder",
     "collect",
+    "count_step",
     "demo",
     "dinac_ae",
     "dinac_ae_d2",
@@ -66,4 +69,5 @@ __all__ = [
     "summary_of",
     "swap",
     "through_submitit",
+    "with_steps",
 ]

@@ -1,7 +1,9 @@
 """What a training step of a recipe costs, so that studies can be run at equal cost: operations, and seconds here."""
 
 import contextlib
+import math
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -30,6 +32,33 @@ class StepCost:
     parameters: int
 
 
+def _convolution_backward(
+    grad_shape: Sequence[int],
+    x_shape: Sequence[int],
+    weight_shape: Sequence[int],
+    bias: object,
+    stride: object,
+    padding: object,
+    dilation: object,
+    transposed: bool,
+    output_padding: object,
+    groups: int,
+    mask: Sequence[bool],
+    **rest: object,
+) -> int:
+    """Operations of the gradients of a convolution: to the input and to the weight, each as many as forward.
+
+    torch's own rule forgets the groups in the gradient of the weight, a hundredfold for our depthwise convolutions.
+    """
+    positions = (x_shape if transposed else grad_shape)[2:]
+    forward = 2 * grad_shape[0] * math.prod(positions) * math.prod(weight_shape)
+    return forward * (mask[0] + mask[1])
+
+
+def _counter() -> FlopCounterMode:
+    return FlopCounterMode(display=False, custom_mapping={torch.ops.aten.convolution_backward: _convolution_backward})
+
+
 def count_step(recipe: Recipe) -> StepCost:
     """Count matrix products and convolutions of a step with torch's counter on two images, for the size of the batch.
 
@@ -45,13 +74,13 @@ def count_step(recipe: Recipe) -> StepCost:
         for stage in recipe.stages:
             images = torch.rand(2, recipe.model.channels, stage.resolution, stage.resolution)
             features: TeacherOutput | None = None
-            with FlopCounterMode(display=False) as counter:
+            with _counter() as counter:
                 if built is not None:
                     features = built(images)
             if teacher is recipe.teacher:  # features of a cache cost nothing here
                 teacher_flops += counter.get_total_flops() / 2 * stage.batch * stage.steps / steps
             objective = objective_of(recipe, stage, model)
-            with FlopCounterMode(display=False) as counter:
+            with _counter() as counter:
                 values, _ = objective(2 * images - 1, features, Draws(0, 0, first=0, batch=2))
                 objective.total(values).backward()
             flops += counter.get_total_flops() / 2 * stage.batch * stage.steps / steps
