@@ -1,5 +1,6 @@
 """One process, one thread unless a benchmark says otherwise, no shape checks, and a table for each file."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,6 +9,8 @@ import torch
 from measuring import Table
 
 from latelier.blocks import channel_rms_norm
+
+os.environ.pop("PYTEST_XDIST_WORKER", None)  # a process that a test starts is no worker of the tests
 
 _written: list[tuple[Table, Path]] = []
 
