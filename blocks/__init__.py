@@ -15,6 +15,17 @@ from .backbones import (
     last_layers,
     weights_hash,
 )
+from .bridge_losses import (
+    BRIDGE_REDUCTION,
+    BRIDGE_WEIGHTS,
+    BridgePreset,
+    UnitReduction,
+    bridge_loss,
+    class_distance,
+    cosine_distance,
+    standardised_square_error,
+    unit_square_error,
+)
 from .corruption import RandomTokenLogSNRConfig
 from .dit import DiTBlock, DiTBlockConfig, RoPEAttention, SandwichDiTBlock
 from .draws import Draws, address, cpu_normal
@@ -140,6 +151,8 @@ from .weights import CheckpointError, assign, read_tensors, read_weights
 
 __all__ = [
     "BACKENDS",
+    "BRIDGE_REDUCTION",
+    "BRIDGE_WEIGHTS",
     "GRIDS",
     "GRN",
     "HOG",
@@ -153,6 +166,7 @@ __all__ = [
     "Backbone",
     "Beta22TimesConfig",
     "BlockConfig",
+    "BridgePreset",
     "CRADIOConfig",
     "ChannelRMSNorm",
     "ChannelZScoreConfig",
@@ -263,6 +277,7 @@ __all__ = [
     "TokenHeadConfig",
     "TransformersConfig",
     "UniformTimesConfig",
+    "UnitReduction",
     "Unpatchify",
     "VPPosteriorConfig",
     "VPSchedule",
@@ -278,7 +293,10 @@ __all__ = [
     "as_va_vae",
     "assign",
     "attend",
+    "bridge_loss",
     "channel_rms_norm",
+    "class_distance",
+    "cosine_distance",
     "cosine_grid",
     "cpu_normal",
     "ddim",
@@ -323,6 +341,8 @@ __all__ = [
     "smooth_l1",
     "spec_of",
     "square_error",
+    "standardised_square_error",
+    "unit_square_error",
     "unpatchify",
     "use_attention",
     "variance_expansion",
