@@ -7,7 +7,7 @@ Launch many processes with torchrun; the batch of a stage is the whole of all pr
 
 import json
 import time
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -22,19 +22,21 @@ from ..blocks.registry import encode
 from ..blocks.slots import TeacherOutput
 from ..families.files import save_folder, write_atomically, write_tensors
 from .adaptive import check_adaptive_weights
-from .cached import CachedTeacher, with_computing_teacher
+from .cached import with_computing_teacher
 from .checkpoints import TEACHER_SPEC, Checkpoint, Checkpoints, Position, optimiser_tensors, restore_optimiser
 from .ema import Average
-from .loader import Batch, ImageLoader, held_out_batches
+from .feeds import Feed, ImageFeed, Served
 from .objectives import Objective
+from .precision import Precision
 from .recipe import Recipe, StageConfig, trainable_names
 from .records import Records, Watcher
+from .shares import GradientShares
 from .world import World, join
 
 MODEL, TERMS, RECIPE = "model", "objective.safetensors", "recipe.json"
 
 Inputs = tuple[Tensor, TeacherOutput | None, Draws]
-"""Of an objective: images, what the teacher says of them, random numbers."""
+"""Of an objective: images or latents, what the teacher says of them, random numbers."""
 
 
 class TrainingError(RuntimeError):
@@ -113,29 +115,28 @@ class Trainer:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(address(recipe.seed, "birth"))
             self.model: Any = recipe.model.build().to(world.device)
-        self.source, self.held_out = recipe.data.training(), recipe.data.held_out()
+        self.feed: Feed[Any] = ImageFeed(recipe, world)
         for stage in recipe.stages:
             check_adaptive_weights(stage, self.model)
+            Precision(stage.precision, world.device, where=f"stage {stage.name!r}")
             if stage.batch % (stage.accumulate * world.size):
                 raise ValueError(
                     f"stage {stage.name!r}: a batch of {stage.batch} does not divide into {stage.accumulate} parts on "
                     f"each of {world.size} processes"
                 )
-        # last, since it may have to be downloaded
-        self.teacher = None if recipe.teacher is None else recipe.teacher.build().to(world.device).eval()
-        if isinstance(self.teacher, CachedTeacher):
-            self.teacher.check(recipe.stages, self.source)
-        checkpoints.teacher_spec = None if self.teacher is None else self.teacher.spec
+        self.feed.prepare(self.model)  # last, since a teacher may have to be downloaded
+        checkpoints.teacher_spec = self.feed.teacher_spec
         self.average: Average
         self.total_steps = sum(stage.steps for stage in recipe.stages)
         self.objective: Objective
         self.optimiser: torch.optim.Optimizer
+        self.precision: Precision
 
     def run(self, latest: Checkpoint | None, *, tensorboard: bool) -> Path:
         position = latest.position if latest else Position()
         if latest is None and self.recipe.start is not None:
-            crops = self._crops(self.recipe.stages[0], self.recipe.start.batches, "start", shared=True)
-            self.recipe.start.apply(self.model, crops)
+            inputs = self._inputs(self.recipe.stages[0], self.recipe.start.batches, "start", shared=True)
+            self.recipe.start.apply(self.model, inputs)
         self.average = Average(self.model, decay=0.0)
         records = None
         if self.world.leads:
@@ -170,6 +171,7 @@ class Trainer:
             self.average.model.load_state_dict(checkpoint.group("average"))
             self.objective.terms.load_state_dict(checkpoint.group("terms"))
             self.objective.adaptive.restore(checkpoint.group("adaptive"))
+        self.precision = Precision(stage.precision, self.world.device, where=f"stage {stage.name!r}")
         self.average.decay = stage.ema
         learns = trainable_names([name for name, _ in self.model.named_parameters()], stage)
         for name, parameter in self.model.named_parameters():
@@ -177,6 +179,7 @@ class Trainer:
         self.optimiser = stage.optimiser.build((n, p) for n, p in self.objective.named_parameters() if p.requires_grad)
         if checkpoint is not None:
             restore_optimiser(self.optimiser, checkpoint.group("optimiser"))
+            self.precision.restore(checkpoint.group("precision"))
 
     def _run_stage(self, stage: StageConfig, position: Position, records: Records | None) -> Position:
         module: nn.Module = self.objective
@@ -185,18 +188,18 @@ class Trainer:
             module = DistributedDataParallel(self.objective, find_unused_parameters=True, broadcast_buffers=False)
         rates = [group["lr"] for group in self.optimiser.param_groups]
         clock = time.perf_counter()
-        with self._loader(stage, "data", workers=self.workers).iterate(position.step, stage.steps) as batches:
+        served = self.feed.batches(stage, "data", first=position.step, stop=stage.steps, workers=self.workers)
+        with served as batches:
             for step, batch in batches:
                 factor = stage.rate.factor(step, stage.steps)
                 for group, rate in zip(self.optimiser.param_groups, rates, strict=True):
                     group["lr"] = rate * factor
-                measured = self._step(module, stage, batch, position)
+                last = step + 1 == stage.steps
+                records_step = last or (step + 1) % stage.log_every == 0
+                measured = self._step(module, stage, batch, position, shares=records_step)
                 position = replace(position, step=step + 1, total=position.total + 1)
                 self.average.update(self.model, step=position.total)
-                last = position.step == stage.steps
-                recorded: dict[str, float] = {}
-                if position.step % stage.log_every == 0 or last:
-                    recorded = self._recorded(*measured)
+                recorded = self._recorded(*measured) if records_step else {}
                 if last:
                     self._recalibrate(stage)
                 if last or (stage.validate_every and position.step % stage.validate_every == 0):
@@ -214,98 +217,84 @@ class Trainer:
                     self._save(position)
         return position
 
-    def _step(self, module: nn.Module, stage: StageConfig, batch: Batch, position: Position) -> tuple[Tensor, Tensor]:
-        """Learn from one batch; return the mean values of the terms over all processes, and the gradient's norm."""
-        values, moments = self._accumulate(module, stage, batch, position.step)
+    def _step(
+        self, module: nn.Module, stage: StageConfig, batch: Served, position: Position, *, shares: bool
+    ) -> tuple[Tensor, Tensor, GradientShares]:
+        """Learn from one batch.
+
+        Return the mean values of the terms over all processes, the gradient's norm and, on demand, shares in it.
+        """
+        gathered = GradientShares()
+        self.objective.recording = shares and stage.latents == "data"
+        values, moments = self._accumulate(module, stage, batch, position.step, gathered)
         values = self.world.average(values)
         self._check_finite(values, "loss", position)
+        self.precision.unscale(self.optimiser)
         learning = [p for group in self.optimiser.param_groups for p in group["params"]]
         norm = nn.utils.clip_grad_norm_(learning, stage.clip or torch.inf)
         self._check_finite(norm.reshape(1), "gradient norm", position)
-        self.optimiser.step()
-        self.model.fit_latent_norm(self.world.average(moments), momentum=stage.momentum)
-        return values, norm
+        self.precision.step(self.optimiser)
+        if moments is not None:
+            self.model.fit_latent_norm(self.world.average(moments), momentum=stage.momentum)
+        return values, norm, gathered
 
-    def _recorded(self, values: Tensor, norm: Tensor) -> dict[str, float]:
+    def _recorded(self, values: Tensor, norm: Tensor, shares: GradientShares) -> dict[str, float]:
         terms = dict(zip(self.objective.weights, values.tolist(), strict=True))
-        terms |= {f"{name}_weight": weight for name, weight in self.objective.adaptive.effective().items()}
+        effective = self.objective.adaptive.effective()
+        terms |= {f"{name}_weight": weight for name, weight in effective.items()}
+        pulls = shares.of(self.objective.weights | effective, self.world.average)
+        terms |= {f"{name}_share": share for name, share in pulls.items()}
         rate = self.optimiser.param_groups[0]["lr"]
-        return {"loss": self.objective.total(values).item(), **terms, "gradient_norm": norm.item(), "rate": rate}
+        found = {"loss": self.objective.total(values).item(), **terms, "gradient_norm": norm.item(), "rate": rate}
+        return found | self.precision.recorded()
 
-    def _accumulate(self, module: nn.Module, stage: StageConfig, batch: Batch, step: int) -> tuple[Tensor, Tensor]:
+    def _accumulate(
+        self, module: nn.Module, stage: StageConfig, batch: Served, step: int, shares: GradientShares
+    ) -> tuple[Tensor, Tensor | None]:
         """Sum the gradients of a batch part by part; return the terms' mean values and the latents' mean moments."""
         self.optimiser.zero_grad(set_to_none=True)
         parts, objective = stage.accumulate, self.objective
-        inputs: Iterable[Inputs] = (self._inputs(stage, batch, step, part) for part in range(parts))
+        inputs: Iterable[Inputs] = (self._part(stage, batch, step, part) for part in range(parts))
         if objective.adaptive and parts > 1:
             inputs = list(inputs)  # the teacher is asked once
-            objective.adaptive.settle([self._look_ahead(stage, given) for given in inputs], self.world.average)
+            objective.adaptive.settle([self._look_ahead(given) for given in inputs], self.world.average)
         values, moments = [], []
         for part, given in enumerate(inputs):
             more_to_come = part < parts - 1
             with module.no_sync() if isinstance(module, DistributedDataParallel) and more_to_come else nullcontext():
-                with self._autocast(stage):
+                with self.precision.autocast():
                     terms, part_moments = module(*given)
+                if objective.prediction is not None:
+                    shares.take(objective.latest, objective.prediction)
                 if objective.adaptive and parts == 1:
                     objective.adaptive.settle([objective.anchor_gradients()], self.world.average)
-                (objective.total(terms) / parts).backward()
+                self.precision.backward(objective.total(terms) / parts)
             values.append(terms.detach())
-            moments.append(part_moments)
-        return torch.stack(values).mean(0), torch.stack(moments).mean(0)
+            if part_moments is not None:
+                moments.append(part_moments)
+        return torch.stack(values).mean(0), torch.stack(moments).mean(0) if moments else None
 
-    def _inputs(self, stage: StageConfig, batch: Batch, step: int, part: int) -> Inputs:
+    def _part(self, stage: StageConfig, batch: Served, step: int, part: int) -> Inputs:
         """What the objective is given for a part of this process's batch."""
-        size = len(batch.images) // stage.accumulate
-        span = slice(part * size, (part + 1) * size)
-        images, first = batch.images[span], self.world.rank * len(batch.images) + part * size
+        size = len(batch) // stage.accumulate
+        first = self.world.rank * len(batch) + part * size
         draws = Draws(address(self.recipe.seed, stage.name), step, first=first, batch=size, device=self.world.device)
-        with self._autocast(stage):
-            return images, self._features(images, batch.names[span], batch.views[span]), draws
+        with self.precision.autocast():
+            return *self.feed.given(batch, slice(part * size, (part + 1) * size)), draws
 
-    def _look_ahead(self, stage: StageConfig, given: Inputs) -> dict[str, Tensor]:
+    def _look_ahead(self, given: Inputs) -> dict[str, Tensor]:
         """Gradients at the anchors for a part of a batch, from which nothing is learned yet."""
-        with self._autocast(stage):
+        with self.precision.autocast():
             values, _ = self.objective.values_of(self.objective.adaptive.concerned, *given)
         return self.objective.adaptive.gradients(values, self.model)
 
-    def _loader(self, stage: StageConfig, purpose: str, *, workers: int = 0, shared: bool = False) -> ImageLoader:
-        """Batches for a purpose; ``shared`` gives every process the whole of each."""
-        return ImageLoader(
-            self.source,
-            stage.crop,
-            resolution=stage.resolution,
-            stride=self.recipe.model.stride,
-            batch=stage.batch,
-            seed=address(self.recipe.seed, purpose, stage.name),
-            workers=workers,
-            rank=0 if shared else self.world.rank,
-            world=1 if shared else self.world.size,
-            device=self.world.device,
-        )
-
-    def _crops(self, stage: StageConfig, batches: int, purpose: str, *, shared: bool = False) -> Iterator[Tensor]:
-        """``batches`` batches of training crops that are no step's."""
-        with self._loader(stage, purpose, shared=shared).iterate(0, batches) as loaded:
-            for _, batch in loaded:
-                yield batch.images
-
-    def _features(
-        self, images: Tensor, names: Sequence[str], views: Sequence[str], *, held_out: bool = False
-    ) -> TeacherOutput | None:
-        if self.teacher is None:
-            return None
-        with torch.no_grad():
-            if isinstance(self.teacher, CachedTeacher):
-                return self.teacher.read(images, names, views, compute_others=held_out)
-            return self.teacher((images + 1) / 2)
-
-    def _autocast(self, stage: StageConfig) -> torch.autocast:
-        kind = self.world.device.type
-        low = stage.precision == "bfloat16" or (stage.precision == "auto" and kind == "cuda")
-        return torch.autocast(kind, dtype=torch.bfloat16, enabled=low)
+    def _inputs(self, stage: StageConfig, batches: int, purpose: str, *, shared: bool = False) -> Iterator[Tensor]:
+        """The inputs of ``batches`` batches of training data that are no step's."""
+        for batch in self.feed.samples(stage, batches, purpose, shared=shared):
+            yield self.feed.inputs(batch)
 
     def _check_finite(self, values: Tensor, what: str, position: Position) -> None:
-        if torch.isfinite(values).all():
+        if torch.isfinite(values).all() or (what == "gradient norm" and self.precision.forgives):
             return
         if what == "loss":
             broken = [n for n, v in zip(self.objective.weights, values.tolist(), strict=True) if not abs(v) < torch.inf]
@@ -326,26 +315,18 @@ class Trainer:
         objective.model = self.average.model
         try:
             losses, count = 0.0, 0
-            batches = held_out_batches(
-                self.held_out,
-                resolution=stage.resolution,
-                batch=max(1, stage.batch // self.world.size),
-                most=stage.validate_images,
-            )
-            for batch in batches:
-                images = batch.images.to(self.world.device)
-                features = self._features(images, batch.names, batch.views, held_out=True)
+            for inputs, features in self.feed.held_out(stage):
                 draws = Draws(
                     address(self.recipe.seed, "validation"),
                     0,
                     first=count,
-                    batch=len(images),
+                    batch=len(inputs),
                     device=self.world.device,
                 )
-                with self._autocast(stage):
-                    values, _ = objective.eval()(images, features, draws)
-                losses += objective.total(values).item() * len(images)
-                count += len(images)
+                with self.precision.autocast():
+                    values, _ = objective.eval()(inputs, features, draws)
+                losses += objective.total(values).item() * len(inputs)
+                count += len(inputs)
             mean = torch.tensor(losses / count, dtype=torch.float64, device=self.world.device)
             return self.world.average(mean).item()  # processes must agree to the bit on what is best
         finally:
@@ -358,7 +339,7 @@ class Trainer:
         if stage.latents != "encoder" or not stage.recalibrate:
             return
         moments = []
-        for step, images in enumerate(self._crops(stage, stage.recalibrate, "recalibration")):
+        for step, images in enumerate(self._inputs(stage, stage.recalibrate, "recalibration")):
             draws = Draws(
                 address(self.recipe.seed, "recalibration"),
                 step,
@@ -366,7 +347,7 @@ class Trainer:
                 batch=len(images),
                 device=self.world.device,
             )
-            with self._autocast(stage):
+            with self.precision.autocast():
                 posterior = self.average.model.posterior(images)
                 latent = posterior.at(draws.normal("posterior", *posterior.mean.shape[1:]))
             moments.append(self.average.model.latent_moments(latent))
@@ -381,6 +362,7 @@ class Trainer:
                 "terms": self.objective.terms.state_dict(),
                 "adaptive": self.objective.adaptive.kept(),
                 "optimiser": optimiser_tensors(self.optimiser),
+                "precision": self.precision.kept(),
             }
             self.checkpoints.save(position, groups)
         self.world.wait()
@@ -389,8 +371,8 @@ class Trainer:
         folder = self.folder / MODEL
         if self.world.leads:
             header = {"latelier.recipe": encode(self.recipe), "latelier.recipe_id": self.recipe.id}
-            if self.teacher is not None:
-                header[TEACHER_SPEC] = encode(self.teacher.spec)
+            if self.feed.teacher_spec is not None:
+                header[TEACHER_SPEC] = encode(self.feed.teacher_spec)
             save_folder(self.average.model, folder, header=header)
             terms = self.objective.terms.state_dict()
             write_tensors(self.folder / TERMS, terms, {"latelier.recipe_id": self.recipe.id})

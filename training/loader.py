@@ -38,6 +38,9 @@ class Batch:
     skipped: tuple[tuple[str, str], ...]
     views: tuple[str, ...]
 
+    def __len__(self) -> int:
+        return len(self.images)
+
 
 class ImageLoader:
     """Makes process ``rank``'s part of the batches of ``batch`` images that ``world`` processes share.

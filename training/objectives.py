@@ -26,6 +26,9 @@ from ..blocks.slots import (
 from ..blocks.vp import Beta22TimesConfig, UniformTimesConfig, sid2_weight
 from .adaptive import AdaptiveWeights, short
 
+Latents = Literal["encoder", "teacher", "data"]
+"""Where a stage's latents come from."""
+
 
 class VPReconstruction(nn.Module):
     """Denoise the image from a random noise level, given the latent."""
@@ -224,7 +227,7 @@ class Objective(nn.Module):
         *,
         config: FamilyConfig,
         teacher: TeacherConfig | None,
-        latents: Literal["encoder", "teacher"],
+        latents: Latents,
         corruption: CorruptionConfig | None = None,
     ) -> None:
         super().__init__()
@@ -234,22 +237,42 @@ class Objective(nn.Module):
         self.weights = {short(term): term.weight for term in active}
         self.adaptive = AdaptiveWeights(active, model)
         self.latents, self.corruption = latents, corruption
+        self.recording = False
+        """Whether the next forward is to leave what gradient shares are taken from."""
         self.latest: dict[str, Tensor] = {}
-        """The terms of the last forward one by one, with their graphs, where weights adapt."""
+        """The terms of the last forward one by one, with their graphs, where weights adapt or shares are recorded."""
+        self.prediction: TeacherOutput | None = None
+        """What the terms of the last forward compared, where shares are recorded."""
 
-    def forward(self, images: Tensor, features: TeacherOutput | None, draws: Draws) -> tuple[Tensor, Tensor]:
-        """Return the terms' values ``[k]``, float32, and the moments of the latents, before any corruption."""
-        values, moments = self.values_of(self.weights, images, features, draws)
-        self.latest = values if self.adaptive else {}
+    def forward(self, inputs: Tensor, features: TeacherOutput | None, draws: Draws) -> tuple[Tensor, Tensor | None]:
+        """Return the terms' values ``[k]``, float32, and the moments of the latents, before any corruption.
+
+        ``inputs`` are images or, where latents are the data, latents; those have no moments.
+        """
+        state, moments = self._read(inputs, features, draws)
+        values = self._values(self.weights, state)
+        self.latest = values if self.adaptive or self.recording else {}
+        self.prediction = state.prediction if self.recording else None
         return torch.stack(list(values.values())), moments
 
     def values_of(
-        self, terms: Collection[str], images: Tensor, features: TeacherOutput | None, draws: Draws
-    ) -> tuple[dict[str, Tensor], Tensor]:
+        self, terms: Collection[str], inputs: Tensor, features: TeacherOutput | None, draws: Draws
+    ) -> tuple[dict[str, Tensor], Tensor | None]:
         """The values of some terms by name, and the moments."""
+        state, moments = self._read(inputs, features, draws)
+        return self._values(terms, state), moments
+
+    def _values(self, terms: Collection[str], state: StepState) -> dict[str, Tensor]:
+        return {name: term(state).float() for name, term in self.terms.items() if name in terms}
+
+    def _read(self, inputs: Tensor, features: TeacherOutput | None, draws: Draws) -> tuple[StepState, Tensor | None]:
+        """What the terms know of a batch, and the moments of its latents."""
         model: Any = self.model
+        if self.latents == "data":
+            no_images = inputs.new_zeros(len(inputs), 0, 0, 0)
+            return StepState(model, no_images, None, inputs, draws, features), None
         if self.latents == "encoder":
-            posterior = model.posterior(images)
+            posterior = model.posterior(inputs)
             noise = draws.normal("posterior", *posterior.mean.shape[1:])
             latent = posterior.at(noise)
             moments = model.latent_moments(latent)
@@ -260,8 +283,7 @@ class Objective(nn.Module):
             posterior = None
             latent = features.patches.transpose(1, 2).unflatten(2, features.grid)
             moments = model.latent_moments(latent)
-        state = StepState(model, images, posterior, latent, draws, features)
-        return {name: term(state).float() for name, term in self.terms.items() if name in terms}, moments
+        return StepState(model, inputs, posterior, latent, draws, features), moments
 
     def total(self, values: Tensor) -> Tensor:
         """The sum under the weights of the terms, times their factors where they adapt."""

@@ -18,6 +18,7 @@ from ..blocks.slots import (
 )
 from .crops import CropConfig, RandomCropConfig
 from .optimisers import AdamWConfig, ConstantRateConfig
+from .precision import PrecisionName
 from .starts import StartConfig
 
 
@@ -58,7 +59,7 @@ class StageConfig(Part):
     rate: RateConfig = ConstantRateConfig()
     clip: float | None = 1.0
     ema: float = 0.9995
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    precision: PrecisionName = "auto"
     momentum: float = 0.01
     recalibrate: int = 32
     checkpoint_every: int = 1000

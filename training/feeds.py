@@ -1,0 +1,158 @@
+"""What feeds a run, behind one interface: pictures that a teacher describes, or pairs of latents and features.
+
+A feed opens the data of a recipe, checks the stages against it before anything is trained, makes the batches of steps,
+and says what the objective is given of them. How a step learns is the engine's business.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterator
+from contextlib import AbstractContextManager
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from ..blocks.draws import address
+from ..blocks.latent_space import LatentSpec
+from ..blocks.slots import TeacherOutput
+from ..blocks.teacher_spec import TeacherSpec
+from .cached import CachedTeacher
+from .loader import Batch, ImageLoader, held_out_batches
+from .recipe import Recipe, StageConfig
+from .world import World
+
+Given = tuple[Tensor, TeacherOutput | None]
+"""What the objective is given of some samples: images in [-1, 1] or latents, and what the teacher says of them."""
+
+ALL = slice(None)
+
+
+@runtime_checkable
+class Served(Protocol):
+    """A process's part of a batch."""
+
+    @property
+    def skipped(self) -> tuple[tuple[str, str], ...]:
+        """Names of what could not be read and was replaced, with reasons, each told once."""
+        ...
+
+    def __len__(self) -> int: ...
+
+
+B = TypeVar("B", bound=Served)
+
+
+class Feed(ABC, Generic[B]):
+    """Everything between a recipe's data and the objective's input, in one process of ``world``."""
+
+    teacher_spec: TeacherSpec | None = None
+    """Of whom the features are, once :meth:`prepare` knows."""
+    latent_spec: LatentSpec | None = None
+    """Of the latents where they are data."""
+
+    def __init__(self, recipe: Recipe, world: World) -> None:
+        self.recipe, self.world = recipe, world
+
+    @abstractmethod
+    def prepare(self, model: Any, *, accept: Collection[str] = ()) -> None:
+        """Get ready to serve ``model``.
+
+        Raises:
+            ValueError: the stages, the model or the teacher do not fit the data.
+        """
+
+    @abstractmethod
+    def batches(
+        self, stage: StageConfig, purpose: str, *, first: int, stop: int, workers: int = 0, shared: bool = False
+    ) -> AbstractContextManager[Iterator[tuple[int, B]]]:
+        """Give ``(step, batch)`` for the steps ``first`` .. ``stop - 1`` of a purpose.
+
+        ``shared`` gives every process the whole of each batch instead of its part.
+        """
+
+    @abstractmethod
+    def inputs(self, batch: B) -> Tensor:
+        """Images or latents, on the device."""
+
+    @abstractmethod
+    def features(self, batch: B, span: slice = ALL) -> TeacherOutput | None:
+        """What the teacher says of some of a batch, without gradient; None where there is no teacher."""
+
+    @abstractmethod
+    def held_out(self, stage: StageConfig) -> Iterator[Given]:
+        """What the stage is validated on, the same on every process."""
+
+    def given(self, batch: B, span: slice = ALL) -> Given:
+        return self.inputs(batch)[span], self.features(batch, span)
+
+    def samples(self, stage: StageConfig, batches: int, purpose: str, *, shared: bool = False) -> Iterator[B]:
+        """``batches`` batches of training data that are no step's."""
+        with self.batches(stage, purpose, first=0, stop=batches, shared=shared) as loaded:
+            for _, batch in loaded:
+                yield batch
+
+    def seed(self, stage: StageConfig, purpose: str) -> int:
+        """Of the order of batches for a purpose."""
+        return address(self.recipe.seed, purpose, stage.name)
+
+    def share(self, *, shared: bool) -> dict[str, int]:
+        """The place of this process among those that a loader's batches are divided among."""
+        return {"rank": 0, "world": 1} if shared else {"rank": self.world.rank, "world": self.world.size}
+
+    def held_out_batch(self, stage: StageConfig) -> int:
+        return max(1, stage.batch // self.world.size)
+
+
+class ImageFeed(Feed[Batch]):
+    """Crops of pictures, and the teacher that is shown them or was."""
+
+    def __init__(self, recipe: Recipe, world: World) -> None:
+        super().__init__(recipe, world)
+        self.training, self.apart = recipe.data.training(), recipe.data.held_out()
+        self.teacher: Any = None
+
+    def prepare(self, model: Any, *, accept: Collection[str] = ()) -> None:
+        if self.recipe.teacher is None:
+            return
+        self.teacher = self.recipe.teacher.build().to(self.world.device).eval()  # it may have to be downloaded
+        if isinstance(self.teacher, CachedTeacher):
+            self.teacher.check(self.recipe.stages, self.training)
+        self.teacher_spec = self.teacher.spec
+
+    def batches(
+        self, stage: StageConfig, purpose: str, *, first: int, stop: int, workers: int = 0, shared: bool = False
+    ) -> AbstractContextManager[Iterator[tuple[int, Batch]]]:
+        loader = ImageLoader(
+            self.training,
+            stage.crop,
+            resolution=stage.resolution,
+            stride=self.recipe.model.stride,
+            batch=stage.batch,
+            seed=self.seed(stage, purpose),
+            workers=workers,
+            device=self.world.device,
+            **self.share(shared=shared),
+        )
+        return loader.iterate(first, stop)
+
+    def inputs(self, batch: Batch) -> Tensor:
+        return batch.images.to(self.world.device)
+
+    def features(self, batch: Batch, span: slice = ALL) -> TeacherOutput | None:
+        return self._described(batch, span, compute_others=False)
+
+    def held_out(self, stage: StageConfig) -> Iterator[Given]:
+        made = held_out_batches(
+            self.apart, resolution=stage.resolution, batch=self.held_out_batch(stage), most=stage.validate_images
+        )
+        for batch in made:
+            yield self.inputs(batch), self._described(batch, ALL, compute_others=True)
+
+    @torch.no_grad()
+    def _described(self, batch: Batch, span: slice, *, compute_others: bool) -> TeacherOutput | None:
+        if self.teacher is None:
+            return None
+        images = self.inputs(batch)[span]
+        if isinstance(self.teacher, CachedTeacher):
+            return self.teacher.read(images, batch.names[span], batch.views[span], compute_others=compute_others)
+        return self.teacher((images + 1) / 2)
