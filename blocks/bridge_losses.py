@@ -13,7 +13,8 @@ cls              1 - cos of the class token                                     
 
 The weights are those of the card of kingsidharth/sd_vae_2_dino_v2_bridge. Its six published losses follow only if
 ``mse_unit`` is a *mean* over channels: 2(1 - cos)/768, which adds 0.06 % to the loss and teaches nothing. The preset
-"card" has that mean; "default" has the sum, which pulls as the card's author seems to have meant.
+"card" has that mean; "default" has the sum, which pulls as the card's author seems to have meant. "translation", for
+bridges to another latent space, is ``mse_raw`` alone: lengths of latents mean as much as their directions.
 """
 
 from typing import Literal
@@ -30,19 +31,15 @@ from .token_losses import marginal_distances, square_error
 UnitReduction = Literal["sum", "mean"]
 """Over the channels of ``mse_unit``."""
 
-BridgePreset = Literal["default", "card"]
+BridgePreset = Literal["default", "card", "translation"]
 
-BRIDGE_WEIGHTS = {
-    "cosine": 1.0,
-    "mse_unit": 0.25,
-    "mse_raw": 0.05,
-    "mse_standardised": 0.0,
-    "relational": 0.0,
-    "cls": 0.0,
+_CARD = {"cosine": 1.0, "mse_unit": 0.25, "mse_raw": 0.05, "mse_standardised": 0.0, "relational": 0.0, "cls": 0.0}
+BRIDGE_WEIGHTS: dict[BridgePreset, dict[str, float]] = {
+    "default": _CARD,
+    "card": _CARD,
+    "translation": dict.fromkeys(_CARD, 0.0) | {"mse_raw": 1.0},
 }
-"""The card's, in both presets."""
-
-BRIDGE_REDUCTION: dict[BridgePreset, UnitReduction] = {"default": "sum", "card": "mean"}
+BRIDGE_REDUCTION: dict[BridgePreset, UnitReduction] = {"default": "sum", "card": "mean", "translation": "sum"}
 
 
 def cosine_distance(prediction: Tokens, target: Tokens) -> Scalar:
@@ -103,11 +100,11 @@ def bridge_loss(
 
     Args:
         prediction, target: tokens ``[b, n, f]``, or what a bridge and a teacher give.
-        cosine, mse_unit, mse_raw, mse_standardised, relational, cls: weights; None is that of the table above.
+        cosine, mse_unit, mse_raw, mse_standardised, relational, cls: weights; None is the preset's.
         unit_reduction: over the channels of ``mse_unit``; None is the preset's.
         margin: difference of two cosines that ``relational`` leaves in peace.
         std: deviation of each of the teacher's channels, for ``mse_standardised``.
-        preset: "default", or "card", which reproduces the published losses.
+        preset: "default"; "card", which reproduces the published losses; or "translation".
 
     Raises:
         ValueError: the two do not lie on one grid, or a term lacks what it needs.
@@ -122,7 +119,7 @@ def bridge_loss(
         "relational": relational,
         "cls": cls,
     }
-    weights = {name: BRIDGE_WEIGHTS[name] if weight is None else weight for name, weight in given.items()}
+    weights = {name: BRIDGE_WEIGHTS[preset][name] if weight is None else weight for name, weight in given.items()}
     values: dict[str, Tensor] = {}
     if weights["cosine"]:
         values["cosine"] = cosine_distance(p.patches, t.patches)

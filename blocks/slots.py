@@ -208,7 +208,8 @@ class StepState:
     """What one training step knows: the terms of an objective read from it.
 
     ``latent`` is raw: the posterior's sample with gradient or, where there is no posterior, what the teacher gave;
-    ``features`` is what the teacher says of ``images``.
+    ``features`` is what the teacher says of ``images``. A stage on pairs has no images, ``[b, 0, 0, 0]``, and its
+    latents are the data's, in model space.
     """
 
     model: Any
@@ -218,7 +219,10 @@ class StepState:
     draws: "Draws"
     features: TeacherOutput | None
     prediction: TeacherOutput | None = None
-    """What the model's own token head says of the clean latents, once a term has asked for it."""
+    """What the model's own token head says of the clean latents, once a term has asked for it; of a bridge, what it
+    predicts from the latents that it was given."""
+    tau: Times | None = None
+    """How noisy those were, where a bridge is told."""
 
 
 class CorruptionConfig(Part, ABC):
@@ -237,6 +241,8 @@ class ObjectiveConfig(Part, ABC):
     """
 
     slot: ClassVar[str] = "objective"
+    of_pairs: ClassVar[bool] = False
+    """Whether it is a term of stages on pairs of latents and features, which have no images, and of no others."""
     weight: float
     adaptive: GradientRatioConfig | None = None
     """How the weight follows gradients, for terms that have this as a field; None is a fixed weight."""

@@ -2,6 +2,17 @@
 
 from .adaptive import AdaptiveWeights
 from .alignment import ClassAlignmentConfig, FrechetConfig, PatchAlignmentConfig
+from .bridge_terms import (
+    BridgeClassConfig,
+    BridgeCosineConfig,
+    BridgeMSERawConfig,
+    BridgeMSEStandardisedConfig,
+    BridgeMSEUnitConfig,
+    BridgeObjectiveConfig,
+    BridgeRelationalConfig,
+    bridge_objective,
+    bridge_prediction,
+)
 from .cached import CachedTeacher, CachedTeacherConfig, computing_teacher, with_computing_teacher
 from .caching import cache_features, every_picture
 from .checkpoints import Checkpoint, Checkpoints, Position, optimiser_tensors, restore_optimiser
@@ -9,6 +20,7 @@ from .crops import BucketCropConfig, CentralCropConfig, CropConfig, NativeCropCo
 from .ema import Average
 from .engine import Trainer, TrainingError, objective_of, train
 from .feature_terms import ClassCosineConfig, FeatureMSEConfig, FeatureObjectiveConfig, PatchCosineConfig
+from .feeds import Feed, ImageFeed
 from .labels import LabelledFolderConfig, LabelledFolderSource
 from .loader import Batch, ImageLoader, held_out_batches, held_out_crops
 from .objectives import (
@@ -17,17 +29,20 @@ from .objectives import (
     LatentEnergyConfig,
     LatentRegressionConfig,
     LatentScaleConfig,
+    MeasuredTerm,
     Objective,
     VarianceExpansionConfig,
     VPReconstructionConfig,
 )
 from .optimisers import AdamWConfig, ConstantRateConfig, CosineRateConfig, TrapezoidRateConfig
 from .order import Group, Order, Shuffled, permutation
+from .precision import Precision
 from .progress import ProgressWatcher
 from .recipe import Recipe, StageConfig, trainable_names
 from .records import Records, Watcher, read_records
 from .relation_terms import GramConfig, SelfSimilarityConfig, VFConfig
 from .runs import Run, is_run, load_run, read_recipe
+from .shares import GradientShares
 from .sources import FolderDataConfig, FolderSource, PhotographsConfig, PhotographSource, list_images
 from .starts import LogSNRStartConfig, PCAStartConfig, StartConfig, WeightsConfig
 from .world import World, join
@@ -38,6 +53,13 @@ __all__ = [
     "AlignmentConfig",
     "Average",
     "Batch",
+    "BridgeClassConfig",
+    "BridgeCosineConfig",
+    "BridgeMSERawConfig",
+    "BridgeMSEStandardisedConfig",
+    "BridgeMSEUnitConfig",
+    "BridgeObjectiveConfig",
+    "BridgeRelationalConfig",
     "BucketCropConfig",
     "CachedTeacher",
     "CachedTeacherConfig",
@@ -51,11 +73,14 @@ __all__ = [
     "CropConfig",
     "FeatureMSEConfig",
     "FeatureObjectiveConfig",
+    "Feed",
     "FolderDataConfig",
     "FolderSource",
     "FrechetConfig",
+    "GradientShares",
     "GramConfig",
     "Group",
+    "ImageFeed",
     "ImageLoader",
     "InverseVarianceConfig",
     "LabelledFolderConfig",
@@ -64,6 +89,7 @@ __all__ = [
     "LatentRegressionConfig",
     "LatentScaleConfig",
     "LogSNRStartConfig",
+    "MeasuredTerm",
     "NativeCropConfig",
     "Objective",
     "Order",
@@ -73,6 +99,7 @@ __all__ = [
     "PhotographSource",
     "PhotographsConfig",
     "Position",
+    "Precision",
     "ProgressWatcher",
     "RandomCropConfig",
     "Recipe",
@@ -91,6 +118,8 @@ __all__ = [
     "Watcher",
     "WeightsConfig",
     "World",
+    "bridge_objective",
+    "bridge_prediction",
     "bucket_shapes",
     "cache_features",
     "computing_teacher",

@@ -1,5 +1,6 @@
 """Terms of training objectives, as parts. Each reads what it needs from a :class:`StepState` and returns one number."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable
 from typing import Any, Literal
 
@@ -199,6 +200,17 @@ class LatentRegressionConfig(ObjectiveConfig):
                 f"the model's latent channels, got {features}"
             )
         return LatentRegression(self.cosine)
+
+
+class MeasuredTerm(nn.Module, ABC):
+    """A term with numbers that are measured on training features before the first step of its first stage."""
+
+    batches: int
+    """How many batches of the stage's size it looks at."""
+
+    @abstractmethod
+    def measure(self, outputs: Iterable[TeacherOutput]) -> None:
+        """Fix the numbers, which are buffers: checkpoints hold them, and later stages take them over."""
 
 
 def needed_teacher(term: ObjectiveConfig, teacher: TeacherConfig | None) -> TeacherConfig:

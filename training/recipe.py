@@ -30,14 +30,16 @@ class StageConfig(Part):
         steps: optimiser steps; ``batch`` images each over all processes, in ``accumulate`` parts per process.
         resolution: side of the training crops in pixels.
         objective: terms with their weights; a weight of 0 leaves a term out.
-        latents: where the decoder's latents come from: the model's own "encoder", or the "teacher" (for decoders of
-            another model's latents).
+        latents: where the latents come from: the model's own "encoder"; the "teacher" (for decoders of another model's
+            latents); or the "data", which are then pairs of latents and features for a bridge. Crops, corruptions and
+            latent statistics do not concern stages on pairs.
         corruption: of the posteriors that the decoder's latents are drawn from, or None. Latent statistics and terms
             that read the posterior see it clean.
         trainable, frozen: shell patterns over the model's parameter names; what matches ``frozen`` stays.
         clip: largest gradient norm, or None.
         ema: decay of the averaged weights, which are what is saved and measured.
-        precision: "auto" is bfloat16 autocast on CUDA and float32 elsewhere.
+        precision: "auto" is bfloat16 autocast on CUDA and float32 elsewhere; "float16", for CUDA alone, scales the loss
+            and leaves out steps whose gradients overflow.
         momentum: of the latent statistics during training; they are measured anew over ``recalibrate`` batches
             at the end.
         checkpoint_every, validate_every, log_every: in steps; 0 validates at the end of the stage only.
@@ -51,7 +53,7 @@ class StageConfig(Part):
     resolution: int = 256
     crop: CropConfig = RandomCropConfig()
     objective: tuple[ObjectiveConfig, ...] = ()
-    latents: Literal["encoder", "teacher"] = "encoder"
+    latents: Literal["encoder", "teacher", "data"] = "encoder"
     corruption: CorruptionConfig | None = None
     trainable: tuple[str, ...] = ("*",)
     frozen: tuple[str, ...] = ()
@@ -78,10 +80,23 @@ class StageConfig(Part):
             raise ValueError("objective: is empty; a stage needs a term to learn from")
         if self.corruption is not None and self.latents == "teacher":
             raise ValueError("corruption: needs an encoder's posterior; a stage on the teacher's latents has none")
+        if self.corruption is not None and self.latents == "data":
+            raise ValueError("corruption: needs an encoder's posterior; pairs have none, but a bridge may have a noise")
         kinds = [term.kind for term in self.objective]
         for kind in kinds:
             if kinds.count(kind) > 1:
                 raise ValueError(f"objective: has {kind!r} twice; give each term once")
+        for term in self.objective:
+            if term.of_pairs and self.latents != "data":
+                raise ValueError(
+                    f"objective: {term.kind!r} is a term of bridges, which learn from pairs; set latents to 'data', "
+                    f"got {self.latents!r}"
+                )
+            if self.latents == "data" and not term.of_pairs:
+                raise ValueError(
+                    f"objective: {term.kind!r} needs images, and a stage whose latents are 'data' has pairs of latents "
+                    "and features alone; take terms of bridges, such as 'objective/bridge_cosine'"
+                )
 
 
 @part("recipe/staged")
