@@ -29,6 +29,7 @@ from .bridge_losses import (
 from .corruption import RandomTokenLogSNRConfig
 from .dit import DiTBlock, DiTBlockConfig, RoPEAttention, SandwichDiTBlock
 from .draws import Draws, address, cpu_normal
+from .dropout import Dropout, addressed
 from .fcdm import FCDMBlock, FCDMBlockConfig
 from .flux2 import Flux2Latents, Flux2LatentsConfig
 from .frechet import FeatureQueue, FrechetLoss, Moments, frechet_distance, moments
@@ -182,6 +183,7 @@ __all__ = [
     "DiTBlock",
     "DiTBlockConfig",
     "Draws",
+    "Dropout",
     "EUPEConfig",
     "EVA02Config",
     "EncoderConfig",
@@ -285,6 +287,7 @@ __all__ = [
     "WhiteningConfig",
     "WithPureNoiseConfig",
     "address",
+    "addressed",
     "alpha_sigma",
     "as_edm2",
     "as_irepa",

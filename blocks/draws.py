@@ -21,12 +21,23 @@ def address(*key: int | str) -> int:
 class Draws:
     """Random tensors for ``batch`` samples that stand at ``first``, ``first + 1``, ... in the global batch of ``step``.
 
-    One stream name must be used once a step: the same name gives the same numbers again.
+    One stream name must be used once a step: the same name gives the same numbers again. ``whole`` is the size of the
+    global batch, None where nothing comes after these samples.
     """
 
-    def __init__(self, seed: int, step: int, *, first: int, batch: int, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self,
+        seed: int,
+        step: int,
+        *,
+        first: int,
+        batch: int,
+        device: torch.device | str = "cpu",
+        whole: int | None = None,
+    ) -> None:
         self.seed, self.step, self.first, self.batch = seed, step, first, batch
         self.device = torch.device(device)
+        self.whole = first + batch if whole is None else whole
 
     def _generators(self, stream: str) -> list[torch.Generator]:
         positions = range(self.first, self.first + self.batch)
@@ -44,6 +55,15 @@ class Draws:
         """Uniform numbers in [0, 1) ``[batch, *shape]``, float32."""
         rows = [torch.rand(shape, generator=g, device=self.device) for g in self._generators(stream)]
         return torch.stack(rows)
+
+    def chance(self, stream: str, *shape: int, p: float) -> Float[Tensor, "b ..."]:
+        """Ones with probability ``p``, else zeros, ``[batch, *shape]``, float32: for masks as large as activations.
+
+        They are drawn for the whole global batch at once, and belong to (seed, stream, step) and its size.
+        """
+        generator = torch.Generator(self.device).manual_seed(address(self.seed, stream, self.step))
+        drawn = torch.empty((self.whole, *shape), dtype=torch.bool, device=self.device)
+        return drawn.bernoulli_(p, generator=generator)[self.first : self.first + self.batch].float()
 
 
 @torch.library.custom_op("latelier::cpu_normal", mutates_args=(), tags=(torch.Tag.nondeterministic_seeded,))

@@ -278,7 +278,8 @@ class Trainer:
         """What the objective is given for a part of this process's batch."""
         size = len(batch) // stage.accumulate
         first = self.world.rank * len(batch) + part * size
-        draws = Draws(address(self.recipe.seed, stage.name), step, first=first, batch=size, device=self.world.device)
+        seed, device = address(self.recipe.seed, stage.name), self.world.device
+        draws = Draws(seed, step, first=first, batch=size, device=device, whole=stage.batch)
         with self.precision.autocast():
             return *self.feed.given(batch, slice(part * size, (part + 1) * size)), draws
 

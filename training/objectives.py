@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ..blocks import losses
 from ..blocks.adaptive import GradientRatioConfig
 from ..blocks.draws import Draws
+from ..blocks.dropout import addressed
 from ..blocks.grids import GridConfig, Pair, StrictGridConfig
 from ..blocks.heads import NoisyLatentHeadConfig
 from ..blocks.posterior import EncoderPosterior
@@ -275,7 +276,8 @@ class Objective(nn.Module):
         return self._values(terms, state), moments
 
     def _values(self, terms: Collection[str], state: StepState) -> dict[str, Tensor]:
-        return {name: term(state).float() for name, term in self.terms.items() if name in terms}
+        with addressed(state.draws):
+            return {name: term(state).float() for name, term in self.terms.items() if name in terms}
 
     def _read(self, inputs: Tensor, features: TeacherOutput | None, draws: Draws) -> tuple[StepState, Tensor | None]:
         """What the terms know of a batch, and the moments of its latents."""
