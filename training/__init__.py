@@ -2,6 +2,7 @@
 
 from .adaptive import AdaptiveWeights
 from .alignment import ClassAlignmentConfig, FrechetConfig, PatchAlignmentConfig
+from .bridge_start import BridgePartsConfig
 from .bridge_terms import (
     BridgeClassConfig,
     BridgeCosineConfig,
@@ -59,6 +60,7 @@ __all__ = [
     "BridgeMSEStandardisedConfig",
     "BridgeMSEUnitConfig",
     "BridgeObjectiveConfig",
+    "BridgePartsConfig",
     "BridgeRelationalConfig",
     "BucketCropConfig",
     "CachedTeacher",

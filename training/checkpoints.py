@@ -14,8 +14,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..blocks.latent_space import LatentSpec
 from ..blocks.registry import decode, differences, encode
 from ..blocks.teacher_spec import TeacherSpec
+from ..families.files import SPEC as LATENT_SPEC
 from ..families.files import CheckpointError, read_tensors, write_tensors
 from .recipe import Recipe
 
@@ -41,6 +43,8 @@ class Checkpoint:
     tensors: dict[str, Tensor] = field(repr=False)
     path: Path
     teacher_spec: TeacherSpec | None
+    latent_spec: LatentSpec | None = None
+    """Of the latents that a bridge reads."""
 
     def group(self, name: str) -> dict[str, Tensor]:
         """Tensors under ``name/``, without the prefix."""
@@ -55,6 +59,8 @@ class Checkpoints:
         self.folder, self.recipe, self.keep = folder, recipe, keep
         self.teacher_spec: TeacherSpec | None = None
         """Of the teacher at hand, once it is built."""
+        self.latent_spec: LatentSpec | None = None
+        """Of the latents, where they are data."""
 
     def path(self, total: int) -> Path:
         return self.folder / f"step-{total:08d}.safetensors"
@@ -71,6 +77,8 @@ class Checkpoints:
         }
         if self.teacher_spec is not None:
             header[TEACHER_SPEC] = json.dumps(encode(self.teacher_spec))
+        if self.latent_spec is not None:
+            header[LATENT_SPEC] = json.dumps(encode(self.latent_spec))
         path = write_tensors(self.path(position.total), tensors, header)
         self.settle(position)
         return path
@@ -108,7 +116,9 @@ class Checkpoints:
                 "or start a new run in another folder"
             )
         position = Position(**json.loads(header["latelier.position"]))
-        return Checkpoint(position, tensors, path, teacher_spec_in(header, where=str(path)))
+        return Checkpoint(
+            position, tensors, path, teacher_spec_in(header, where=str(path)), latent_spec_in(header, where=str(path))
+        )
 
     def check_teacher(self, checkpoint: Checkpoint, *, accept: Collection[str] = ()) -> None:
         """Raise :class:`CheckpointError` where a checkpoint was trained with another teacher than that at hand.
@@ -122,12 +132,28 @@ class Checkpoints:
         except ValueError as error:
             raise CheckpointError(f"{error}; --accept FIELD takes a difference that is known to be harmless") from None
 
+    def check_latents(self, checkpoint: Checkpoint) -> None:
+        """Raise :class:`CheckpointError` where a checkpoint was trained on latents of another space than the data's."""
+        if self.latent_spec is None or checkpoint.latent_spec is None:
+            return
+        try:
+            checkpoint.latent_spec.check(self.latent_spec, where=str(checkpoint.path))
+        except ValueError as error:
+            raise CheckpointError(f"{error}; the run goes on with the pairs that it began with") from None
+
 
 def teacher_spec_in(header: Mapping[str, str], *, where: str) -> TeacherSpec | None:
     """The teacher that the header of a file names, or None."""
     if TEACHER_SPEC not in header:
         return None
     return decode(json.loads(header[TEACHER_SPEC]), TeacherSpec, where=f"{where} (header): {TEACHER_SPEC}")
+
+
+def latent_spec_in(header: Mapping[str, str], *, where: str) -> LatentSpec | None:
+    """The space of latents that the header of a file names, or None."""
+    if LATENT_SPEC not in header:
+        return None
+    return decode(json.loads(header[LATENT_SPEC]), LatentSpec, where=f"{where} (header): {LATENT_SPEC}")
 
 
 # --- optimisers ---------------------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ from .cached import with_computing_teacher
 from .checkpoints import TEACHER_SPEC, Checkpoint, Checkpoints, Position, optimiser_tensors, restore_optimiser
 from .ema import Average
 from .feeds import Feed, ImageFeed, Served
-from .objectives import Objective
+from .objectives import MeasuredTerm, Objective
 from .precision import Precision
 from .recipe import Recipe, StageConfig, trainable_names
 from .records import Records, Watcher
@@ -89,6 +89,7 @@ def train(
         trainer = Trainer(recipe, folder, world, checkpoints, workers=workers, watcher=watcher or Watcher())
         if latest is not None:
             checkpoints.check_teacher(latest, accept=accept)
+            checkpoints.check_latents(latest)
         return trainer.run(latest, tensorboard=tensorboard)
 
 
@@ -125,7 +126,7 @@ class Trainer:
                     f"each of {world.size} processes"
                 )
         self.feed.prepare(self.model)  # last, since a teacher may have to be downloaded
-        checkpoints.teacher_spec = self.feed.teacher_spec
+        checkpoints.teacher_spec, checkpoints.latent_spec = self.feed.teacher_spec, self.feed.latent_spec
         self.average: Average
         self.total_steps = sum(stage.steps for stage in recipe.stages)
         self.objective: Objective
@@ -166,6 +167,8 @@ class Trainer:
         known = self.objective.terms.state_dict()
         inherited = {n: t for n, t in terms.items() if n in known and known[n].shape == t.shape}
         self.objective.terms.load_state_dict(inherited, strict=False)
+        if checkpoint is None:
+            self._measure(stage, inherited)
         if checkpoint is not None:
             self.model.load_state_dict(checkpoint.group("model"))
             self.average.model.load_state_dict(checkpoint.group("average"))
@@ -180,6 +183,13 @@ class Trainer:
         if checkpoint is not None:
             restore_optimiser(self.optimiser, checkpoint.group("optimiser"))
             self.precision.restore(checkpoint.group("precision"))
+
+    def _measure(self, stage: StageConfig, inherited: Collection[str]) -> None:
+        """Let new terms measure what they need of the features, all processes on the same batches."""
+        for name, term in self.objective.terms.items():
+            if isinstance(term, MeasuredTerm) and not any(key.startswith(f"{name}.") for key in inherited):
+                batches = self.feed.samples(stage, term.batches, "measurement", shared=True)
+                term.measure(found for batch in batches if (found := self.feed.features(batch)) is not None)
 
     def _run_stage(self, stage: StageConfig, position: Position, records: Records | None) -> Position:
         module: nn.Module = self.objective
