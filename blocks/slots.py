@@ -5,7 +5,7 @@ is all that its parts may depend on; a part that needs more belongs in another s
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
 
@@ -19,7 +19,9 @@ from .shapes import Image, Latent, Map, Times
 
 if TYPE_CHECKING:
     from .draws import Draws
+    from .latent_space import LatentSpec
     from .posterior import EncoderPosterior
+    from .teacher_spec import TeacherSpec
     from .teachers import Teacher
     from .vp import VPSchedule
 
@@ -287,6 +289,45 @@ class ImageSource(Protocol):
         ...
 
 
+@runtime_checkable
+class PairSource(Protocol):
+    """A fixed sequence of pairs: latents in model space, and what a teacher says of the same images.
+
+    ``latent_spec`` and ``teacher_spec`` (None where nobody knows it) are those of all pairs, as are the side of the
+    images in pixels ``resolution``, the ``grid`` and width ``features`` of the teacher's tokens, ``latent_shape``
+    = (channels, rows, columns), and whether there are class tokens.
+    """
+
+    @property
+    def latent_spec(self) -> "LatentSpec": ...
+    @property
+    def teacher_spec(self) -> "TeacherSpec | None": ...
+    @property
+    def resolution(self) -> int: ...
+    @property
+    def grid(self) -> tuple[int, int]: ...
+    @property
+    def latent_shape(self) -> tuple[int, int, int]: ...
+    @property
+    def features(self) -> int: ...
+    @property
+    def has_cls(self) -> bool: ...
+
+    def __len__(self) -> int: ...
+
+    def name(self, index: int) -> str:
+        """The picture, and which view of it."""
+        ...
+
+    def read(self, indices: Sequence[int]) -> tuple[Tensor, TeacherOutput]:
+        """Latents ``[b, z, h, w]`` and features, float32 on the CPU."""
+        ...
+
+    def thumbnail(self, index: int) -> Tensor | None:
+        """The image, uint8 ``[3, 64, 64]``, where it was kept."""
+        ...
+
+
 class DataConfig(Part, ABC):
     """Where images come from."""
 
@@ -409,6 +450,7 @@ __all__ = [
     "Measured",
     "ObjectiveConfig",
     "OptimiserConfig",
+    "PairSource",
     "PosteriorConfig",
     "PosteriorHead",
     "ProbeConfig",
