@@ -3,6 +3,7 @@
 if __name__ != "latelier.blocks":  # Python was started inside the checkout and would load a second copy
     raise ImportError("import latelier.blocks, not blocks")
 
+from .adapters import PatchifyStemConfig, ResidualStemConfig, StridedConvStemConfig
 from .adaptive import GradientRatioConfig
 from .attention import BACKENDS, attend, use_attention, why_not
 from .backbones import (
@@ -26,11 +27,13 @@ from .bridge_losses import (
     standardised_square_error,
     unit_square_error,
 )
+from .bridge_noise import LinearNoiseConfig, SigmaNoiseConfig
 from .corruption import RandomTokenLogSNRConfig
 from .dit import DiTBlock, DiTBlockConfig, RoPEAttention, SandwichDiTBlock
 from .draws import Draws, address, cpu_normal
 from .dropout import Dropout, addressed
 from .fcdm import FCDMBlock, FCDMBlockConfig
+from .feature_heads import LinearHeadConfig, SpatialHeadConfig, TokensHeadConfig
 from .flux2 import Flux2Latents, Flux2LatentsConfig
 from .frechet import FeatureQueue, FrechetLoss, Moments, frechet_distance, moments
 from .grids import GridConfig, ResampleGridConfig, StrictGridConfig
@@ -87,16 +90,19 @@ from .samplers import GRIDS, SAMPLERS, cosine_grid, ddim, dpmpp_2m, linear_grid,
 from .sequence import SequenceBlock, SequenceBlockConfig
 from .slots import (
     BlockConfig,
+    BridgeNoiseConfig,
     CorruptionConfig,
     DataConfig,
     DecoderConfig,
     EncoderConfig,
     FamilyConfig,
+    FeatureHeadConfig,
     HeadConfig,
     ImageSource,
     LabelledSource,
     LabelsConfig,
     LatentNormConfig,
+    LatentStemConfig,
     ObjectiveConfig,
     OptimiserConfig,
     PairSource,
@@ -111,6 +117,7 @@ from .slots import (
     TeacherConfig,
     TeacherOutput,
     TimesConfig,
+    TokenBodyConfig,
     TokenHeadConfig,
 )
 from .stack import SkipDecoder, SkipDecoderConfig, StackEncoder, StackEncoderConfig
@@ -132,6 +139,7 @@ from .teacher_spec import TeacherSpec
 from .teachers import Teacher
 from .time import TimeEmbedding, sinusoids
 from .tiny_vit import TinyViT, TinyViTConfig
+from .token_body import TransformerBody, TransformerBodyConfig
 from .token_losses import (
     gram_error,
     marginal_cosine,
@@ -168,6 +176,7 @@ __all__ = [
     "Backbone",
     "Beta22TimesConfig",
     "BlockConfig",
+    "BridgeNoiseConfig",
     "BridgePreset",
     "CRADIOConfig",
     "ChannelRMSNorm",
@@ -192,6 +201,7 @@ __all__ = [
     "FCDMBlock",
     "FCDMBlockConfig",
     "FamilyConfig",
+    "FeatureHeadConfig",
     "FeatureQueue",
     "FixedResizeConfig",
     "Float32Buffers",
@@ -210,6 +220,9 @@ __all__ = [
     "LabelsConfig",
     "LatentNormConfig",
     "LatentSpec",
+    "LatentStemConfig",
+    "LinearHeadConfig",
+    "LinearNoiseConfig",
     "LinearProjectorConfig",
     "LowRankDelta",
     "MAEConfig",
@@ -232,6 +245,7 @@ __all__ = [
     "Part",
     "PartError",
     "Patchify",
+    "PatchifyStemConfig",
     "PointPosteriorConfig",
     "PosteriorConfig",
     "PosteriorHead",
@@ -249,6 +263,7 @@ __all__ = [
     "ReadingConfig",
     "ResampleGridConfig",
     "Resampling",
+    "ResidualStemConfig",
     "ResizeConfig",
     "ReverseProjectorConfig",
     "RoPEAttention",
@@ -258,9 +273,11 @@ __all__ = [
     "SequenceBlock",
     "SequenceBlockConfig",
     "SigLIP2Config",
+    "SigmaNoiseConfig",
     "SizeError",
     "SkipDecoder",
     "SkipDecoderConfig",
+    "SpatialHeadConfig",
     "SpatialZScoreConfig",
     "StackEncoder",
     "StackEncoderConfig",
@@ -268,6 +285,7 @@ __all__ = [
     "StepState",
     "StrictGridConfig",
     "StrideResizeConfig",
+    "StridedConvStemConfig",
     "TIPSConfig",
     "Teacher",
     "TeacherConfig",
@@ -278,7 +296,11 @@ __all__ = [
     "TimmConfig",
     "TinyViT",
     "TinyViTConfig",
+    "TokenBodyConfig",
     "TokenHeadConfig",
+    "TokensHeadConfig",
+    "TransformerBody",
+    "TransformerBodyConfig",
     "TransformersConfig",
     "UniformTimesConfig",
     "UnitReduction",

@@ -286,6 +286,10 @@ class NetworkTeacherConfig(TeacherConfig):
             return self
         return replace(self, resize=StrideResizeConfig(stride=stride))
 
+    def grid_of(self, size: tuple[int, int]) -> tuple[int, int]:
+        height, width = self.resize.input_size(size, self.token_pixels)
+        return height // self.token_pixels, width // self.token_pixels
+
 
 def last_layers(count: int) -> tuple[int, ...]:
     """The last ``count`` blocks, for ``layers``."""

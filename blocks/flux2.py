@@ -38,12 +38,16 @@ class Flux2Latents(Teacher):
 
     def describe(self, images: Image) -> TeacherOutput:
         height, width = images.shape[2:]
-        if height % 16 or width % 16:
-            raise SizeError(f"image sides must be divisible by 16, got {height}x{width}")
+        _check_size(height, width)
         mode = self.vae.encode(2 * images - 1, return_dict=False)[0].mode()
         bn = self.vae.bn
         z = whiten(patchify(mode.float(), 2), bn.running_mean, bn.running_var, eps=self.vae.config.batch_norm_eps)
         return TeacherOutput(patches=z.flatten(2).transpose(1, 2), grid=(z.shape[2], z.shape[3]))
+
+
+def _check_size(height: int, width: int) -> None:
+    if height % 16 or width % 16:
+        raise SizeError(f"image sides must be divisible by 16, got {height}x{width}")
 
 
 @part("teacher/flux2_latents")
@@ -59,6 +63,10 @@ class Flux2LatentsConfig(TeacherConfig):
     @property
     def features(self) -> int:
         return 128
+
+    def grid_of(self, size: tuple[int, int]) -> tuple[int, int]:
+        _check_size(*size)
+        return size[0] // 16, size[1] // 16
 
     def build(self) -> Flux2Latents:
         try:

@@ -118,5 +118,9 @@ class HOGConfig(TeacherConfig):
         """With patches of ``stride`` pixels, which ``cells`` must divide."""
         return replace(self, patch=stride)
 
+    def grid_of(self, size: tuple[int, int]) -> tuple[int, int]:
+        check_divides(size, self.patch)
+        return size[0] // self.patch, size[1] // self.patch
+
     def build(self) -> HOG:
         return HOG(patch=self.patch, cells=self.cells, orientations=self.orientations, clip=self.clip)

@@ -14,11 +14,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from .adaptive import GradientRatioConfig
+from .latent_space import LatentSpec
 from .registry import Part, short_name
 from .shapes import Image, Latent, Map, Times
 
 if TYPE_CHECKING:
     from .draws import Draws
+    from .latent_module import LatentSpace
     from .latent_space import LatentSpec
     from .posterior import EncoderPosterior
     from .teacher_spec import TeacherSpec
@@ -91,6 +93,16 @@ class LatentNormConfig(Part, ABC):
 
     slot: ClassVar[str] = "latent_norm"
 
+    @property
+    def fixed(self) -> bool:
+        """Whether the config alone has the statistics, so that there is nothing to read or to fit."""
+        return False
+
+    @property
+    def constants(self) -> Mapping[str, float]:
+        """Settings other than the usual ones that change the map beside its statistics."""
+        return {}
+
     @abstractmethod
     def statistics(self, latent: int) -> Statistics:
         """Statistics under which the map is (close to) the identity."""
@@ -108,6 +120,31 @@ class LatentNormConfig(Part, ABC):
     @abstractmethod
     def fit(self, statistics: Statistics, moments: Float[Tensor, "k z"], *, momentum: float) -> None:
         """Move the statistics towards the moments, in place; momentum 1 replaces them."""
+
+
+class LatentSpaceConfig(Part, ABC):
+    """Somebody's autoencoder and the normalised latents that models are trained on, before anything is loaded."""
+
+    slot: ClassVar[str] = "latent_space"
+
+    @property
+    @abstractmethod
+    def spec(self) -> LatentSpec:
+        """The space; its normalisation is ``UNKNOWN`` where it stands in weights."""
+
+    @property
+    def channels(self) -> int:
+        """Of a latent in model space."""
+        return self.spec.channels
+
+    @property
+    def stride(self) -> int:
+        """Pixels a side that become one position of a latent in model space."""
+        return self.spec.stride
+
+    @abstractmethod
+    def build(self) -> "LatentSpace":
+        """Build the space; the autoencoder itself is loaded at its first use."""
 
 
 class ScheduleConfig(Part, ABC):
@@ -165,6 +202,13 @@ class TeacherConfig(Part, ABC):
         """
         return self
 
+    def grid_of(self, size: tuple[int, int]) -> tuple[int, int] | None:
+        """Rows and columns of patch tokens for an image of (height, width); None where only the built teacher knows.
+
+        Nothing is built for it. Raises ``SizeError`` for a size that the teacher does not take.
+        """
+        return None
+
     @abstractmethod
     def build(self) -> "Teacher":
         """Build the frozen module ``forward(images: Image) -> TeacherOutput``."""
@@ -182,6 +226,65 @@ class TokenHeadConfig(Part, ABC):
 
     @abstractmethod
     def build(self, *, latent: int) -> nn.Module: ...
+
+
+class LatentStemConfig(Part, ABC):
+    """The part of a bridge that reads one autoencoder's latents: ``forward(latent: Latent) -> Map``, 1/stride a side.
+
+    ``stride`` is latent positions a side that become one token; None is what the teacher's grid asks for.
+    """
+
+    slot: ClassVar[str] = "stem"
+    stride: int | None = None
+
+    @abstractmethod
+    def build(self, *, channels: int, width: int, stride: int) -> nn.Module:
+        """Build for latents of ``channels``, a body of ``width`` and a stride that is known."""
+
+
+class TokenBodyConfig(Part, ABC):
+    """The part of a bridge that knows of no autoencoder and no teacher.
+
+    ``forward(x: Map, tau: Times | None) -> Map`` keeps the shape ``[b, width, h, w]``.
+    """
+
+    slot: ClassVar[str] = "body"
+    width: int
+
+    @abstractmethod
+    def build(self, *, noise: bool = False) -> nn.Module:
+        """Build it; with ``noise`` it is told how noisy latents are, in [0, 1], and None is clean."""
+
+
+class FeatureHeadConfig(Part, ABC):
+    """The part of a bridge that speaks one teacher's tongue: ``forward(x: Map) -> TeacherOutput``, at least float32."""
+
+    slot: ClassVar[str] = "feature_head"
+    upsamples: ClassVar[bool] = False
+    """Whether a position of the body may become a square of tokens."""
+    has_cls: ClassVar[bool] = False
+    """Whether it predicts a class token."""
+
+    @abstractmethod
+    def build(self, *, width: int, features: int, factor: int = 1) -> nn.Module:
+        """Build for a body of ``width`` and tokens of ``features``, ``factor`` of them a side of a position."""
+
+
+class BridgeNoiseConfig(Part, ABC):
+    """Noise on the latents that a bridge is trained on; the bridge is told its level ``tau`` in [0, 1], 0 is clean."""
+
+    slot: ClassVar[str] = "bridge_noise"
+    times: TimesConfig
+
+    @abstractmethod
+    def add(self, latents: Latent, tau: Times, noise: Latent) -> Latent:
+        """Latents at level ``tau``, given standard normal numbers; float32 inside, the dtype of ``latents`` outside."""
+
+    def apply(self, latents: Latent, draws: "Draws") -> tuple[Latent, Times]:
+        """Noised latents of a batch, and how noisy each is."""
+        tau = self.times.sample(draws, "bridge tau").to(latents.device)
+        noise = draws.normal("bridge noise", *latents.shape[1:]).to(latents.device)
+        return self.add(latents, tau, noise), tau
 
 
 class FamilyConfig(Part, ABC):
@@ -436,17 +539,20 @@ class ProbeConfig(Part, ABC):
 
 __all__ = [
     "BlockConfig",
+    "BridgeNoiseConfig",
     "Columns",
     "CorruptionConfig",
     "DataConfig",
     "DecoderConfig",
     "EncoderConfig",
     "FamilyConfig",
+    "FeatureHeadConfig",
     "HeadConfig",
     "ImageSource",
     "LabelledSource",
     "LabelsConfig",
     "LatentNormConfig",
+    "LatentStemConfig",
     "Measured",
     "ObjectiveConfig",
     "OptimiserConfig",
@@ -463,5 +569,6 @@ __all__ = [
     "TeacherConfig",
     "TeacherOutput",
     "TimesConfig",
+    "TokenBodyConfig",
     "TokenHeadConfig",
 ]

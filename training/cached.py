@@ -165,6 +165,9 @@ class CachedTeacherConfig(TeacherConfig):
         """The teacher that computes."""
         return self.teacher or open_cache(self.path).teacher
 
+    def grid_of(self, size: tuple[int, int]) -> tuple[int, int] | None:
+        return self.computing().grid_of(size)
+
     def build(self) -> CachedTeacher:
         return CachedTeacher(open_cache(self.path), self.computing(), accept=self.accept)
 
