@@ -25,7 +25,7 @@ from .adaptive import check_adaptive_weights
 from .cached import with_computing_teacher
 from .checkpoints import TEACHER_SPEC, Checkpoint, Checkpoints, Position, optimiser_tensors, restore_optimiser
 from .ema import Average
-from .feeds import Feed, ImageFeed, Served
+from .feeds import Served, feed_of
 from .objectives import MeasuredTerm, Objective
 from .precision import Precision
 from .recipe import Recipe, StageConfig, trainable_names
@@ -116,7 +116,7 @@ class Trainer:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(address(recipe.seed, "birth"))
             self.model: Any = recipe.model.build().to(world.device)
-        self.feed: Feed[Any] = ImageFeed(recipe, world)
+        self.feed = feed_of(recipe, world)
         for stage in recipe.stages:
             check_adaptive_weights(stage, self.model)
             Precision(stage.precision, world.device, where=f"stage {stage.name!r}")

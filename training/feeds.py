@@ -14,10 +14,11 @@ from torch import Tensor
 
 from ..blocks.draws import address
 from ..blocks.latent_space import LatentSpec
-from ..blocks.slots import TeacherOutput
+from ..blocks.slots import ImageSource, PairSource, TeacherOutput
 from ..blocks.teacher_spec import TeacherSpec
 from .cached import CachedTeacher
 from .loader import Batch, ImageLoader, held_out_batches
+from .pair_loader import PairBatch, PairLoader, held_out_pairs
 from .recipe import Recipe, StageConfig
 from .world import World
 
@@ -106,12 +107,18 @@ class Feed(ABC, Generic[B]):
 class ImageFeed(Feed[Batch]):
     """Crops of pictures, and the teacher that is shown them or was."""
 
-    def __init__(self, recipe: Recipe, world: World) -> None:
+    def __init__(self, recipe: Recipe, world: World, training: ImageSource, apart: ImageSource) -> None:
         super().__init__(recipe, world)
-        self.training, self.apart = recipe.data.training(), recipe.data.held_out()
+        self.training, self.apart = training, apart
         self.teacher: Any = None
 
     def prepare(self, model: Any, *, accept: Collection[str] = ()) -> None:
+        for stage in self.recipe.stages:
+            if stage.latents == "data":
+                raise ValueError(
+                    f"stage {stage.name!r}: latents: 'data' needs pairs of latents and features, and "
+                    f"{self.recipe.data.kind!r} gives images; take 'data/pairs', which `latelier pack` makes"
+                )
         if self.recipe.teacher is None:
             return
         self.teacher = self.recipe.teacher.build().to(self.world.device).eval()  # it may have to be downloaded
@@ -156,3 +163,97 @@ class ImageFeed(Feed[Batch]):
         if isinstance(self.teacher, CachedTeacher):
             return self.teacher.read(images, batch.names[span], batch.views[span], compute_others=compute_others)
         return self.teacher((images + 1) / 2)
+
+
+class PairFeed(Feed[PairBatch]):
+    """Latents and features that were packed; neither an autoencoder nor a teacher is built."""
+
+    def __init__(self, recipe: Recipe, world: World, training: PairSource, apart: PairSource) -> None:
+        super().__init__(recipe, world)
+        self.training, self.apart = training, apart
+
+    def prepare(self, model: Any, *, accept: Collection[str] = ()) -> None:
+        for stage in self.recipe.stages:
+            self._check(stage)
+        if not hasattr(model, "take_specs"):
+            raise ValueError(
+                f"model: {self.recipe.model.kind!r} learns from images, and {self.recipe.data.kind!r} gives latents "
+                "and features; take a bridge, 'family/latent_bridge'"
+            )
+        for source in (self.training, self.apart):
+            model.take_specs(latent=source.latent_spec, teacher=source.teacher_spec)
+        self._try(model)
+        self.latent_spec, self.teacher_spec = self.training.latent_spec, self.training.teacher_spec
+
+    def batches(
+        self, stage: StageConfig, purpose: str, *, first: int, stop: int, workers: int = 0, shared: bool = False
+    ) -> AbstractContextManager[Iterator[tuple[int, PairBatch]]]:
+        loader = PairLoader(
+            self.training,
+            batch=stage.batch,
+            seed=self.seed(stage, purpose),
+            workers=workers,
+            device=self.world.device,
+            **self.share(shared=shared),
+        )
+        return loader.iterate(first, stop)
+
+    def inputs(self, batch: PairBatch) -> Tensor:
+        return batch.latents
+
+    def features(self, batch: PairBatch, span: slice = ALL) -> TeacherOutput | None:
+        said = batch.features
+        cls, registers = (None if tokens is None else tokens[span] for tokens in (said.cls, said.registers))
+        return TeacherOutput(said.patches[span], said.grid, cls, registers)
+
+    def held_out(self, stage: StageConfig) -> Iterator[Given]:
+        made = held_out_pairs(
+            self.apart, batch=self.held_out_batch(stage), most=stage.validate_images, device=self.world.device
+        )
+        for batch in made:
+            yield self.given(batch)
+
+    @torch.no_grad()
+    def _try(self, model: Any) -> None:
+        """Raise ``ValueError`` where what the model predicts of a pair has not the shape of its features."""
+        (batch,) = held_out_pairs(self.training, batch=1, most=1, device=self.world.device)
+        was_training = model.training
+        found, said = model.eval()(batch.latents), batch.features
+        model.train(was_training)
+        for what, ours, theirs in (
+            ("a grid of tokens of", found.grid, said.grid),
+            ("features:", found.patches.shape[2], said.patches.shape[2]),
+        ):
+            if ours != theirs:
+                raise ValueError(
+                    f"model: predicts {what} {ours} for the latents of {self.recipe.data.kind!r}, whose teacher gave "
+                    f"{theirs}; take the teacher that the pairs were packed with, and a stem that meets its grid"
+                )
+
+    def _check(self, stage: StageConfig) -> None:
+        """Raise ``ValueError`` where a stage does not fit the pairs."""
+        where, kind = f"stage {stage.name!r}", self.recipe.data.kind
+        if stage.latents != "data":
+            raise ValueError(
+                f"{where}: latents: must be 'data' for {kind!r}, which gives latents and features and no images, got "
+                f"{stage.latents!r}"
+            )
+        if stage.resolution != self.training.resolution:
+            raise ValueError(
+                f"{where}: resolution: must be {self.training.resolution}, that of the pairs, got {stage.resolution}; "
+                f"or pack anew with --resolution {stage.resolution}"
+            )
+        if any(term.kind == "objective/bridge_class" for term in stage.objective) and not self.training.has_cls:
+            raise ValueError(
+                f"{where}: objective: 'objective/bridge_class' needs class tokens, and the pairs have none; pack them "
+                "with a teacher that gives some, or leave the term out"
+            )
+
+
+def feed_of(recipe: Recipe, world: World) -> Feed[Any]:
+    """The feed for what a recipe's data gives."""
+    training: Any = recipe.data.training()
+    if isinstance(training, PairSource):
+        apart: Any = recipe.data.held_out()
+        return PairFeed(recipe, world, training, apart)
+    return ImageFeed(recipe, world, training, recipe.data.held_out())
