@@ -12,7 +12,7 @@ from ..blocks.slots import OptimiserConfig, RateConfig
 
 @part("optimiser/adamw")
 class AdamWConfig(OptimiserConfig):
-    """AdamW (arXiv 1711.05101). Matrices and kernels decay; biases, gains and other small parameters do not."""
+    """AdamW (arXiv 1711.05101). Matrices and kernels decay; biases, gains, tables of positions and learned queries do not."""
 
     rate: float = 1e-4
     beta1: float = 0.9
@@ -27,8 +27,8 @@ class AdamWConfig(OptimiserConfig):
     def build(self, parameters: Iterable[tuple[str, nn.Parameter]]) -> torch.optim.Optimizer:
         named = list(parameters)
         groups = [
-            {"params": [(n, p) for n, p in named if _is_matrix(p)], "weight_decay": self.weight_decay},
-            {"params": [(n, p) for n, p in named if not _is_matrix(p)], "weight_decay": 0.0},
+            {"params": [(n, p) for n, p in named if _decays(n, p)], "weight_decay": self.weight_decay},
+            {"params": [(n, p) for n, p in named if not _decays(n, p)], "weight_decay": 0.0},
         ]
         return torch.optim.AdamW(
             [group for group in groups if group["params"]],
@@ -38,8 +38,8 @@ class AdamWConfig(OptimiserConfig):
         )
 
 
-def _is_matrix(parameter: nn.Parameter) -> bool:
-    return sum(side > 1 for side in parameter.shape) >= 2
+def _decays(name: str, parameter: nn.Parameter) -> bool:
+    return sum(side > 1 for side in parameter.shape) >= 2 and not name.endswith(("positions", "queries"))
 
 
 def _warmed(step: int, warm_up: int) -> float:
