@@ -12,7 +12,10 @@ from ..blocks.slots import OptimiserConfig, RateConfig
 
 @part("optimiser/adamw")
 class AdamWConfig(OptimiserConfig):
-    """AdamW (arXiv 1711.05101). Matrices and kernels decay; biases, gains, tables of positions and learned queries do not."""
+    """AdamW (arXiv 1711.05101).
+
+    Matrices and kernels decay; biases, gains, tables of positions and learned queries do not.
+    """
 
     rate: float = 1e-4
     beta1: float = 0.9
