@@ -1,5 +1,6 @@
 """Whole models, composed of blocks."""
 
+from .bridge import LatentBridge, LatentBridgeConfig
 from .diffae import DiffAE, DiffAEConfig, DinacAE, DinacAEConfig, SemDisDiffAE
 from .feature_cache import FeatureCache, open_cache
 from .feature_shards import FeatureCacheError
@@ -22,6 +23,8 @@ __all__ = [
     "FlatDinacAE",
     "ImageReadError",
     "InferenceConfig",
+    "LatentBridge",
+    "LatentBridgeConfig",
     "SemDisDiffAE",
     "export_published",
     "image_size",

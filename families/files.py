@@ -11,15 +11,16 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO, Protocol, TypeVar, runtime_checkable
 
 import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from ..blocks.latent_space import LatentSpec
-from ..blocks.registry import PartError, decode, differences, encode
+from ..blocks.latent_space import LatentSpec, complete
+from ..blocks.registry import Part, PartError, decode, differences, encode
 from ..blocks.slots import FamilyConfig
+from ..blocks.teacher_spec import TeacherSpec
 from ..blocks.weights import CheckpointError as CheckpointError
 from ..blocks.weights import assign as assign
 from ..blocks.weights import read_tensors as read_tensors
@@ -28,10 +29,14 @@ CONFIG, WEIGHTS = "config.json", "model.safetensors"
 SPEC = "latelier.latent_spec"
 """Entry of the header that names the space of the latents."""
 
+TEACHER_SPEC = "latelier.teacher_spec"
+"""Entry of the header that says which teacher the weights learned from."""
+
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 """In which a model can be stored."""
 
 M = TypeVar("M", bound=nn.Module)
+S = TypeVar("S", bound=Part)
 
 Published = Callable[[dict[str, Any], dict[str, Tensor]], tuple[FamilyConfig, dict[str, Tensor], Mapping[str, str]]]
 """Translates a config and tensors that somebody else wrote into ours; the mapping has the names that ours had there."""
@@ -82,8 +87,9 @@ def save_folder(model: nn.Module, folder: str | Path, *, header: Mapping[str, An
     """Write a model that has a ``config`` as a folder, and return the folder."""
     folder = Path(folder)
     config = json.dumps(encode(model.config), indent=2)
-    spec = getattr(model, "latent_spec", None)
-    known = {"format": "pt", "latelier.config": config} | ({} if spec is None else {SPEC: json.dumps(encode(spec))})
+    specs = {SPEC: getattr(model, "latent_spec", None), TEACHER_SPEC: getattr(model, "teacher_spec", None)}
+    known = {"format": "pt", "latelier.config": config}
+    known |= {name: json.dumps(encode(spec)) for name, spec in specs.items() if spec is not None}
     extra = {name: value if isinstance(value, str) else json.dumps(value) for name, value in (header or {}).items()}
     write_tensors(folder / WEIGHTS, model.state_dict(), known | extra)
     write_atomically(folder / CONFIG, config + "\n")
@@ -106,6 +112,20 @@ def _parse(text: str | bytes, where: str) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise CheckpointError(f"{where}: holds {type(config).__name__}; a config is a JSON object")
     return config
+
+
+@runtime_checkable
+class TakesSpecs(Protocol):
+    """A model whose weights do not say which latents and which teacher they are of."""
+
+    def take_specs(self, *, latent: LatentSpec | None = None, teacher: TeacherSpec | None = None) -> None: ...
+
+
+def spec_in(header: Mapping[str, str], entry: str, kind: type[S], *, where: str) -> S | None:
+    """A spec that the header of a file of weights has, or None."""
+    return (
+        None if entry not in header else decode(_parse(header[entry], where), kind, where=f"{where} (header): {entry}")
+    )
 
 
 def find_files(
@@ -193,9 +213,19 @@ def load_folder(
             f"{where}: describes another model than the header of {weights_path.name} does; "
             "one of the two was replaced: save the model again"
         )
-    if SPEC in header:
-        named = decode(_parse(header[SPEC], str(weights_path)), LatentSpec, where=f"{weights_path} (header)")
-        changed = differences(getattr(model, "latent_spec", None), named, where="")
+    if isinstance(model, TakesSpecs):
+        try:
+            model.take_specs(
+                latent=spec_in(header, SPEC, LatentSpec, where=str(weights_path)),
+                teacher=spec_in(header, TEACHER_SPEC, TeacherSpec, where=str(weights_path)),
+            )
+        except ValueError as error:
+            raise CheckpointError(f"{weights_path} (header): {error}") from None
+    elif SPEC in header:
+        spec, text = getattr(model, "latent_spec", None), _parse(header[SPEC], str(weights_path))
+        described = text if spec is None else complete(text, spec)  # files of before have fewer fields
+        named = decode(described, LatentSpec, where=f"{weights_path} (header)")
+        changed = differences(spec, named, where="")
         if changed:
             raise CheckpointError(
                 f"{weights_path}: its latents are of another space than its header says "
