@@ -121,7 +121,10 @@ def show(
     table.add_row("parameters", f"{counts.total:,}")
     shape = " x ".join(map(str, counts.latent))
     table.add_row(f"latent at {resolution} px", f"{shape}, {counts.compression:.3g}x fewer numbers than the image")
-    for name, flops in (("encode", counts.encode_flops), ("decode, 1 step", counts.decode_flops)):
+    costs = {"encode": counts.encode_flops, "decode, 1 step": counts.decode_flops}
+    if counts.predict_flops is not None:
+        costs = {"latents to features": counts.predict_flops}
+    for name, flops in costs.items():
         table.add_row(f"{name} at {resolution} px", "-" if flops is None else f"{flops / 1e9:.2f} GFLOP")
     _print_table(table)
 

@@ -1,5 +1,6 @@
 """Exact counts of a model: parameters by module, floating-point operations, latent shape. Nothing is computed."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -7,17 +8,20 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..blocks.slots import FamilyConfig
+from ..families.bridge import LatentBridge
 
 
 @dataclass(frozen=True)
 class Counts:
-    """``flops`` count a multiplication and an addition as two; they are None for a direction that a model lacks."""
+    """``flops`` count a multiplication and an addition as two; they are None for what a model does not do."""
 
     parameters: dict[str, int]
     latent: tuple[int, int, int]
     compression: float
     encode_flops: int | None
     decode_flops: int | None
+    predict_flops: int | None = None
+    """From latents to a teacher's tokens, of a bridge."""
 
     @property
     def total(self) -> int:
@@ -39,18 +43,23 @@ def count(config: FamilyConfig, *, resolution: int = 256) -> Counts:
         images = torch.zeros(1, config.channels, resolution, resolution)
     parameters = {name: sum(p.numel() for p in child.parameters()) for name, child in model.named_children()}
     parameters = {name: number for name, number in parameters.items() if number}
-    flops: dict[str, int | None] = {"encode": None, "decode": None}
-    if getattr(model, "encoder", None) is not None:
+    calls: dict[str, Callable[[], Any]] = {}
+    if isinstance(model, LatentBridge):
+        calls["predict"] = lambda: model(latents)
+    else:
+        if getattr(model, "encoder", None) is not None:
+            calls["encode"] = lambda: model.encode(images)
+        calls["decode"] = lambda: model.decode(latents, resolution, resolution)
+    flops: dict[str, int] = {}
+    for name, call in calls.items():
         with FlopCounterMode(display=False) as counter:
-            model.encode(images)
-        flops["encode"] = counter.get_total_flops()
-    with FlopCounterMode(display=False) as counter:
-        model.decode(latents, resolution, resolution)
-    flops["decode"] = counter.get_total_flops()
+            call()
+        flops[name] = counter.get_total_flops()
     return Counts(
         parameters=parameters,
         latent=(config.latent_channels, side, side),
         compression=config.channels * config.stride**2 / config.latent_channels,
-        encode_flops=flops["encode"],
-        decode_flops=flops["decode"],
+        encode_flops=flops.get("encode"),
+        decode_flops=flops.get("decode"),
+        predict_flops=flops.get("predict"),
     )
