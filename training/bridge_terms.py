@@ -176,6 +176,15 @@ class BridgeClassConfig(BridgeObjectiveConfig):
     weight: float = 1.0
     adaptive: GradientRatioConfig | None = None
 
+    def build(self, model: FamilyConfig, teacher: TeacherConfig | None) -> nn.Module:
+        bridge: Any = model
+        if not bridge.head.has_cls:
+            raise ValueError(
+                f"objective: {self.kind!r} needs a head that predicts a class token, and {bridge.head.kind!r} predicts "
+                "none; take 'feature_head/tokens', or leave the term out"
+            )
+        return super().build(model, teacher)
+
     def loss(self, prediction: TeacherOutput, target: TeacherOutput) -> Tensor:
         return bridge_losses.class_distance(prediction, target)
 

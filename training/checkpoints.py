@@ -18,12 +18,10 @@ from ..blocks.latent_space import LatentSpec
 from ..blocks.registry import decode, differences, encode
 from ..blocks.teacher_spec import TeacherSpec
 from ..families.files import SPEC as LATENT_SPEC
-from ..families.files import CheckpointError, read_tensors, write_tensors
+from ..families.files import TEACHER_SPEC, CheckpointError, read_tensors, write_tensors
 from .recipe import Recipe
 
 BEST = "best.safetensors"
-TEACHER_SPEC = "latelier.teacher_spec"
-"""Entry of the header that says which teacher a run learns from."""
 
 
 @dataclass(frozen=True)

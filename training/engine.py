@@ -20,10 +20,10 @@ from torch.nn.parallel import DistributedDataParallel
 from ..blocks.draws import Draws, address
 from ..blocks.registry import encode
 from ..blocks.slots import TeacherOutput
-from ..families.files import save_folder, write_atomically, write_tensors
+from ..families.files import TEACHER_SPEC, save_folder, write_atomically, write_tensors
 from .adaptive import check_adaptive_weights
 from .cached import with_computing_teacher
-from .checkpoints import TEACHER_SPEC, Checkpoint, Checkpoints, Position, optimiser_tensors, restore_optimiser
+from .checkpoints import Checkpoint, Checkpoints, Position, optimiser_tensors, restore_optimiser
 from .ema import Average
 from .feeds import Served, feed_of
 from .objectives import MeasuredTerm, Objective
@@ -63,8 +63,8 @@ def train(
         device: default: this process's CUDA device, else the CPU.
         workers: processes that read images, for each training process.
         keep: checkpoints to keep besides the best.
-        accept: fields in which the teacher's spec may differ from that of the checkpoint to go on from, such as
-            "version" where another one is known to give the same features.
+        accept: fields in which the teacher's spec may differ from that of the checkpoint to go on from, or of pairs to
+            learn from, such as "version" where another one is known to give the same features.
 
     Raises:
         FileExistsError: the folder holds a run and ``resume`` is off.
@@ -86,7 +86,8 @@ def train(
                 checkpoints.settle(latest.position)
             write_atomically(folder / RECIPE, json.dumps(encode(recipe), indent=2) + "\n")
         world.wait()
-        trainer = Trainer(recipe, folder, world, checkpoints, workers=workers, watcher=watcher or Watcher())
+        watcher = watcher or Watcher()
+        trainer = Trainer(recipe, folder, world, checkpoints, workers=workers, watcher=watcher, accept=accept)
         if latest is not None:
             checkpoints.check_teacher(latest, accept=accept)
             checkpoints.check_latents(latest)
@@ -109,7 +110,15 @@ class Trainer:
     """One process of a run."""
 
     def __init__(
-        self, recipe: Recipe, folder: Path, world: World, checkpoints: Checkpoints, *, workers: int, watcher: Watcher
+        self,
+        recipe: Recipe,
+        folder: Path,
+        world: World,
+        checkpoints: Checkpoints,
+        *,
+        workers: int,
+        watcher: Watcher,
+        accept: Collection[str] = (),
     ) -> None:
         self.recipe, self.folder, self.world, self.checkpoints = recipe, folder, world, checkpoints
         self.workers, self.watcher = workers, watcher
@@ -125,7 +134,7 @@ class Trainer:
                     f"stage {stage.name!r}: a batch of {stage.batch} does not divide into {stage.accumulate} parts on "
                     f"each of {world.size} processes"
                 )
-        self.feed.prepare(self.model)  # last, since a teacher may have to be downloaded
+        self.feed.prepare(self.model, accept=accept)  # last, since a teacher may have to be downloaded
         checkpoints.teacher_spec, checkpoints.latent_spec = self.feed.teacher_spec, self.feed.latent_spec
         self.average: Average
         self.total_steps = sum(stage.steps for stage in recipe.stages)

@@ -16,7 +16,7 @@ from ..blocks.draws import address
 from ..blocks.latent_space import LatentSpec
 from ..blocks.slots import ImageSource, PairSource, TeacherOutput
 from ..blocks.teacher_spec import TeacherSpec
-from .cached import CachedTeacher
+from .cached import CachedTeacher, computing_teacher
 from .loader import Batch, ImageLoader, held_out_batches
 from .pair_loader import PairBatch, PairLoader, held_out_pairs
 from .recipe import Recipe, StageConfig
@@ -180,6 +180,7 @@ class PairFeed(Feed[PairBatch]):
                 f"model: {self.recipe.model.kind!r} learns from images, and {self.recipe.data.kind!r} gives latents "
                 "and features; take a bridge, 'family/latent_bridge'"
             )
+        self._check_teacher(model, accept)
         for source in (self.training, self.apart):
             model.take_specs(latent=source.latent_spec, teacher=source.teacher_spec)
         self._try(model)
@@ -212,6 +213,12 @@ class PairFeed(Feed[PairBatch]):
         )
         for batch in made:
             yield self.given(batch)
+
+    def _check_teacher(self, model: Any, accept: Collection[str]) -> None:
+        """Raise ``ValueError`` where another teacher gave the features than the model's, which is built if in doubt."""
+        packed, config = self.training.teacher_spec, model.config.teacher
+        if packed is not None and getattr(self.recipe.data, "teacher", None) != config:
+            computing_teacher(config).build().spec.check(packed, where=self.recipe.data.kind, accept=accept)
 
     @torch.no_grad()
     def _try(self, model: Any) -> None:

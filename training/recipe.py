@@ -4,7 +4,7 @@ import fnmatch
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal
 
-from ..blocks.registry import Part, part
+from ..blocks.registry import Part, differences, part
 from ..blocks.slots import (
     CorruptionConfig,
     DataConfig,
@@ -16,6 +16,7 @@ from ..blocks.slots import (
     RateConfig,
     TeacherConfig,
 )
+from ..families.bridge import LatentBridgeConfig
 from .crops import CropConfig, RandomCropConfig
 from .optimisers import AdamWConfig, ConstantRateConfig
 from .precision import PrecisionName
@@ -121,18 +122,35 @@ class Recipe(Part):
         names = [stage.name for stage in self.stages]
         if len(set(names)) != len(names):
             raise ValueError(f"stages: have the names {names}; each needs its own")
+        if isinstance(self.model, LatentBridgeConfig) and self.teacher not in (None, self.model.teacher):
+            lines = differences(self.model.teacher, self.teacher, where="model.teacher")
+            raise ValueError(f"teacher: must be the one whose features the bridge predicts ({'; '.join(lines)})")
         for i, stage in enumerate(self.stages):
             if stage.resolution % self.model.stride:
                 raise ValueError(
                     f"stages.{i}.resolution: must be divisible by the model's stride {self.model.stride}, "
                     f"got {stage.resolution}"
                 )
+            self._check_pairs(i, stage)
             features = None if self.teacher is None else self.teacher.features
             if stage.latents == "teacher" and features != self.model.latent_channels:
                 raise ValueError(
                     f"stages.{i}.latents: 'teacher' needs a teacher of {self.model.latent_channels} features, the "
                     f"model's latent channels, got {'none' if features is None else features}"
                 )
+
+    def _check_pairs(self, number: int, stage: StageConfig) -> None:
+        """Bridges learn from pairs, and nothing else does."""
+        where, bridge = f"stages.{number}.latents", isinstance(self.model, LatentBridgeConfig)
+        if bridge and stage.latents != "data":
+            raise ValueError(
+                f"{where}: must be 'data' for {self.model.kind!r}, which learns from pairs, got {stage.latents!r}"
+            )
+        if stage.latents == "data" and not bridge:
+            raise ValueError(
+                f"{where}: 'data' needs a bridge, and {self.model.kind!r} learns from images; take "
+                "'family/latent_bridge', or 'encoder'"
+            )
 
 
 def trainable_names(names: Sequence[str], stage: StageConfig) -> set[str]:

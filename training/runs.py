@@ -32,7 +32,7 @@ class Run:
     Attributes:
         predict_tokens: maps latents as ``encode`` gives them to teacher tokens, where something learned to: the head of
             ``objective/alignment`` or, without this term, the first projector that predicts a teacher's tokens or,
-            without any, the model's own token head.
+            without any, the model's own token head. A bridge has none: it is such a map itself.
         teacher_spec: which teacher the model learnt from; None where there was none, or where the run is older than
             such entries.
         grid: how that term (or the first that has a rule) compares tokens on grids of different size.
@@ -49,8 +49,8 @@ class Run:
 
     @property
     def teacher(self) -> TeacherConfig | None:
-        """The teacher that computes: the recipe's or, where that read a cache, the one behind it."""
-        return computing_teacher(self.recipe.teacher)
+        """The teacher that computes: the recipe's, or a bridge's own; where it read a cache, the one behind it."""
+        return computing_teacher(self.recipe.teacher or getattr(self.recipe.model, "teacher", None))
 
 
 def is_run(folder: Path) -> bool:
