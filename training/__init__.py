@@ -21,7 +21,7 @@ from .crops import BucketCropConfig, CentralCropConfig, CropConfig, NativeCropCo
 from .ema import Average
 from .engine import Trainer, TrainingError, objective_of, train
 from .feature_terms import ClassCosineConfig, FeatureMSEConfig, FeatureObjectiveConfig, PatchCosineConfig
-from .feeds import Feed, ImageFeed
+from .feeds import Feed, ImageFeed, PairFeed
 from .labels import LabelledFolderConfig, LabelledFolderSource
 from .loader import Batch, ImageLoader, held_out_batches, held_out_crops
 from .objectives import (
@@ -37,6 +37,7 @@ from .objectives import (
 )
 from .optimisers import AdamWConfig, ConstantRateConfig, CosineRateConfig, TrapezoidRateConfig
 from .order import Group, Order, Shuffled, permutation
+from .pair_loader import PairBatch, PairLoader, held_out_pairs
 from .precision import Precision
 from .progress import ProgressWatcher
 from .recipe import Recipe, StageConfig, trainable_names
@@ -96,6 +97,9 @@ __all__ = [
     "Objective",
     "Order",
     "PCAStartConfig",
+    "PairBatch",
+    "PairFeed",
+    "PairLoader",
     "PatchAlignmentConfig",
     "PatchCosineConfig",
     "PhotographSource",
@@ -128,6 +132,7 @@ __all__ = [
     "every_picture",
     "held_out_batches",
     "held_out_crops",
+    "held_out_pairs",
     "is_run",
     "join",
     "list_images",
