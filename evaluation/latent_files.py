@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..blocks.latent_space import LatentSpec
+from ..blocks.latent_space import LatentSpec, complete
 from ..blocks.registry import PartError, decode, encode
 from ..blocks.shapes import Image, Latent
 from ..blocks.slots import TeacherOutput
@@ -164,7 +164,7 @@ class _Latents:
     def __init__(self, file: Any, path: Path, model: Any) -> None:
         self._file, self._path = file, path
         self.header: dict[str, str] = dict(file.metadata() or {})
-        self.spec = self._read_spec()
+        self.spec = self._read_spec(model.latent_spec)
         model.latent_spec.check(self.spec, where=str(path))
         sizes = self._read_sizes()
         self.entries = {name: self._entry(name, sizes.get(name)) for name in list(file.keys())}
@@ -185,13 +185,13 @@ class _Latents:
                 raise CheckpointError(f"{self._path}: {name!r} holds values that are not finite; encode it again")
         return torch.stack(latents)  # a copy: the file is mapped
 
-    def _read_spec(self) -> LatentSpec:
+    def _read_spec(self, like: LatentSpec) -> LatentSpec:
         if SPEC not in self.header:
             raise CheckpointError(
                 f"{self._path}: does not say whose latents it holds; `latelier encode` writes {SPEC!r} into its header"
             )
         try:
-            return decode(self._json(SPEC), LatentSpec, where=SPEC)
+            return decode(complete(self._json(SPEC), like), LatentSpec, where=SPEC)
         except PartError as error:
             raise PartError(f"{self._path} (header): {error.where}", error.what) from None
 

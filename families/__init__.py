@@ -1,6 +1,7 @@
 """Whole models, composed of blocks."""
 
 from .bridge import LatentBridge, LatentBridgeConfig
+from .bridge_loss import BridgeFeatureLoss
 from .diffae import DiffAE, DiffAEConfig, DinacAE, DinacAEConfig, SemDisDiffAE
 from .feature_cache import FeatureCache, open_cache
 from .feature_shards import FeatureCacheError
@@ -8,10 +9,12 @@ from .files import CheckpointError, load_folder, read_tensors, save_folder, writ
 from .flat import FlatDiffAE, FlatDinacAE
 from .images import ImageReadError, image_size, open_image
 from .inference import InferenceConfig
+from .model_space import ModelSpaceConfig
 from .published import export_published, published_tensors
 from .streams import read_stream, write_stream
 
 __all__ = [
+    "BridgeFeatureLoss",
     "CheckpointError",
     "DiffAE",
     "DiffAEConfig",
@@ -25,6 +28,7 @@ __all__ = [
     "InferenceConfig",
     "LatentBridge",
     "LatentBridgeConfig",
+    "ModelSpaceConfig",
     "SemDisDiffAE",
     "export_published",
     "image_size",

@@ -17,10 +17,10 @@ from ..blocks.dit import DiTBlockConfig
 from ..blocks.draws import cpu_normal
 from ..blocks.fcdm import FCDMBlockConfig
 from ..blocks.heads import DINOTokenHeadConfig
-from ..blocks.latent_norm import WhiteningConfig
-from ..blocks.latent_space import LatentSpec, fingerprint, mark, spec_of
+from ..blocks.latent_norm import WhiteningConfig, norm_fingerprint
+from ..blocks.latent_space import LatentSpec, Posterior, mark, spec_of
 from ..blocks.patch import patchify, unpatchify
-from ..blocks.posterior import EncoderPosterior, VPPosteriorConfig
+from ..blocks.posterior import EncoderPosterior, PointPosteriorConfig, VPPosteriorConfig
 from ..blocks.precision import Float32Islands
 from ..blocks.registry import part
 from ..blocks.samplers import GRIDS, SAMPLERS, path_drop_guidance
@@ -105,7 +105,9 @@ class DiffAE(Float32Islands):
                 source=self.config.kind,
                 channels=self.latent_channels,
                 stride=self.stride,
-                normalisation=fingerprint(statistics),
+                normalisation=norm_fingerprint(self.config.latent_norm, statistics),
+                posterior=self.config.posterior_taken,
+                patch=self.config.latent_patch,
             )
             known = self._known_spec = (state, spec)  # kept, because reading statistics off a GPU waits for it
         return known[1]
@@ -375,6 +377,11 @@ class DiffAEConfig(FamilyConfig):
     @property
     def latent_channels(self) -> int:
         return self.latent * self.latent_patch**2
+
+    @property
+    def posterior_taken(self) -> Posterior:
+        """What latents are of the posterior."""
+        return "deterministic" if isinstance(self.posterior, PointPosteriorConfig) else "mode"
 
     def build(self) -> SemDisDiffAE:
         return SemDisDiffAE(self)
