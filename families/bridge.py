@@ -106,8 +106,17 @@ class LatentBridge(nn.Module):
         Raises:
             ValueError: the latents are of another space, shape or size, or the bridge is told no noise level.
         """
-        self._check(latents, tau)
+        self.check(latents, tau)
+        return self.read(latents, tau)
+
+    def read(self, latents: Latent, tau: Times | None = None) -> TeacherOutput:
+        """As :meth:`forward`, of latents that are checked: one graph for ``torch.compile``."""
         return self.head(self.body(self.stem(latents.to(self.dtype)), tau))
+
+    def grid_of(self, latents: Latent) -> tuple[int, int]:
+        """Rows and columns of the tokens of latents ``[b, z, h, w]``."""
+        stride, factor = self.grids.stride, self.grids.factor
+        return latents.shape[2] // stride * factor, latents.shape[3] // stride * factor
 
     def predict(self, images: Image) -> TeacherOutput:
         """The same for images in [-1, 1], through the encoder of the latent space."""
@@ -128,7 +137,8 @@ class LatentBridge(nn.Module):
         translated = found.patches.transpose(1, 2).unflatten(2, found.grid)
         return translated if torch.compiler.is_compiling() or translated.is_meta else mark(translated, spec)
 
-    def _check(self, latents: Latent, tau: Times | None) -> None:
+    def check(self, latents: Latent, tau: Times | None = None) -> None:
+        """Raise ``ValueError`` for what :meth:`forward` does not take."""
         z, stride = self.latent_channels, self.grids.stride
         if latents.ndim != 4 or latents.shape[1] != z or 0 in latents.shape[2:]:
             raise ValueError(f"LatentBridge: takes latents [b, {z}, h, w], got {list(latents.shape)}")
