@@ -7,6 +7,9 @@ from .ablation_report import write_ablation_report
 from .ablation_tables import latex_table, markdown_table
 from .ablation_words import legend as overview_legend
 from .ablation_words import overview
+from .bridge_errors import BridgeErrors
+from .bridge_measure import bridge_gain, bridge_row, evaluate_bridge, share_of_gain
+from .bridge_val import BridgeValConfig, MeasuredPair
 from .comparison import compare
 from .feature_probes import RetrievalProbeConfig, SimilarityProbeConfig
 from .label_probes import KNNProbeConfig, LinearProbeConfig
@@ -39,6 +42,8 @@ from .token_errors import TokenErrors
 
 __all__ = [
     "ArchetypePSNRConfig",
+    "BridgeErrors",
+    "BridgeValConfig",
     "CKASums",
     "DigitsConfig",
     "FeatureSums",
@@ -47,6 +52,7 @@ __all__ = [
     "LatentStatistics",
     "LinearClassifier",
     "LinearProbeConfig",
+    "MeasuredPair",
     "PCAMapsProbeConfig",
     "PatchPCA",
     "PosteriorStatistics",
@@ -58,6 +64,8 @@ __all__ = [
     "Tiles",
     "TokenErrors",
     "TokenRobustnessConfig",
+    "bridge_gain",
+    "bridge_row",
     "cknna",
     "compare",
     "curve_figure",
@@ -66,6 +74,7 @@ __all__ = [
     "difference",
     "encode_files",
     "evaluate",
+    "evaluate_bridge",
     "feature_files",
     "headline",
     "knn_accuracy",
@@ -94,6 +103,7 @@ __all__ = [
     "self_knn_accuracy",
     "selfsim_error",
     "sgd",
+    "share_of_gain",
     "similarity_by_distance",
     "ssim",
     "to_picture",

@@ -125,13 +125,19 @@ def retrieval_hits(
     ks: Sequence[int] = (1, 5, 10),
 ) -> Float[Tensor, "q ks"]:
     """Whether candidate ``own[i]`` is among the k nearest of query i: 1, 0, or the chance that a tie leaves it."""
-    hits = []
+    return _hits(queries, candidates, [own], ks)[0]
+
+
+def _hits(queries: Tensor, candidates: Tensor, owns: Sequence[Tensor], ks: Sequence[int]) -> list[Tensor]:
+    """The hits of several assignments, for which similarities are computed once."""
+    hits: list[list[Tensor]] = [[] for _ in owns]
     for rows, similarity in _similarities(queries, candidates):
-        target = similarity.gather(1, own[rows, None])
-        nearer = (similarity > target).sum(dim=1)
-        equal = (similarity == target).sum(dim=1)
-        hits.append(torch.stack([((k - nearer).double() / equal).clamp(0, 1) for k in ks], dim=1))
-    return torch.cat(hits)
+        for own, found in zip(owns, hits, strict=True):
+            target = similarity.gather(1, own[rows, None])
+            nearer = (similarity > target).sum(dim=1)
+            equal = (similarity == target).sum(dim=1)
+            found.append(torch.stack([((k - nearer).double() / equal).clamp(0, 1) for k in ks], dim=1))
+    return [torch.cat(found) for found in hits]
 
 
 def retrieval(
@@ -158,7 +164,8 @@ def retrieval(
     ks = [k for k in ks if k < n]
     permutation = torch.randperm(n, generator=torch.Generator().manual_seed(address(seed, "retrieval", n)))
     found = {}
-    for suffix, own in (("", torch.arange(n)), ("_shuffled", permutation)):
-        shares = retrieval_hits(predictions, targets, own, ks=ks).mean(dim=0).tolist()
+    hits = _hits(predictions, targets, [torch.arange(n), permutation], ks)
+    for suffix, found_hits in zip(("", "_shuffled"), hits, strict=True):
+        shares = found_hits.mean(dim=0).tolist()
         found |= {f"r@{k}_{pooling}_N{n}{suffix}": share for k, share in zip(ks, shares, strict=True)}
     return found

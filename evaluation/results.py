@@ -86,7 +86,13 @@ def plain(value: Any) -> Any:
 
 
 def rows_of(result: Result) -> list[tuple[str, str, float | None, float | None]]:
-    """Rows (name, unit, value, value of the linear baseline) of the measures that a reader looks at first."""
+    """Rows (name, unit, value, value of the linear baseline) of the measures that a reader looks at first.
+
+    Of a bridge these are all its metrics, and its seconds per image.
+    """
+    if "rows" in result:
+        bridge, linear = (_metrics(result, name) for name in ("bridge", "linear"))
+        return [(name, "", value, linear.get(name)) for name, value in bridge.items()]
     baseline = result.get("baseline") or {}
     rows = [
         (f"{measure.upper()} {label}", unit, result[measure][key], (baseline.get(measure) or {}).get(key))
@@ -119,10 +125,12 @@ def probe_rows(result: Result) -> Iterator[tuple[str, str, float | None, None]]:
         yield from ((label, unit, value, None) for label, (value, unit) in columns.items())
 
 
-def number(value: float | None, unit: str = "", *, sign: bool = False) -> str:
-    """Decibels with two digits, shares with four; None is a dash."""
+def number(value: float | None, unit: str = "", *, sign: bool = False, significant: bool = False) -> str:
+    """Decibels with two digits, shares with four, ``significant`` ones with three of their own; None is a dash."""
     if value is None:
         return "–"
+    if significant:
+        return f"{value:.3g}"
     text = f"{value:{'+' if sign else ''}.{2 if unit == 'dB' else 4}f}".replace("-", "−")
     return f"{text} {unit}".rstrip()
 
@@ -142,7 +150,10 @@ def results_table(results: Sequence[Result], *, mixed: bool = False) -> Table:
                 f"table: results of {len(found)} {noun} ({', '.join(found)}) cannot be compared; "
                 "measure them alike, or ask for --mixed"
             )
-    table = Table(title=None if mixed else f"{_named(results[0], 'protocol')} on {_named(results[0], 'set')}")
+    title = None if mixed else f"{_named(results[0], 'protocol')} on {_named(results[0], 'set')}"
+    if len(results) == 1 and "rows" in results[0]:
+        return _bridge_table(results[0], title)
+    table = Table(title=title)
     table.add_column("")
     single = len(results) == 1 and results[0].get("baseline")
     for result in results:
@@ -157,7 +168,10 @@ def results_table(results: Sequence[Result], *, mixed: bool = False) -> Table:
         for result in results
     ]
     for name in dict.fromkeys(name for column in columns for name in column):
-        cells = [number(column[name][1], column[name][0]) if name in column else "–" for column in columns]
+        cells = [
+            number(column[name][1], column[name][0], significant=name == SECONDS) if name in column else "–"
+            for column in columns
+        ]
         if single:
             unit, value, base = columns[0][name]
             difference = None if value is None or base is None else value - base
@@ -166,10 +180,48 @@ def results_table(results: Sequence[Result], *, mixed: bool = False) -> Table:
     return table
 
 
+def _bridge_table(result: Result, title: str | None) -> Table:
+    """A bridge and its baselines, a column each; below stands why one is missing, or what it was measured on."""
+    table = Table(title=title)
+    table.add_column("")
+    columns = {one["name"]: _metrics(result, one["name"]) for one in result["rows"]}
+    for name in columns:
+        table.add_column(name, justify="right")
+    for name in dict.fromkeys(name for column in columns.values() for name in column):
+        table.add_row(name, *(number(column.get(name), significant=name == SECONDS) for column in columns.values()))
+    table.caption = "\n".join(bridge_notes(result)) or None
+    return table
+
+
+SECONDS = "seconds per image"
+
+
+def _metrics(result: Result, name: str) -> dict[str, float | None]:
+    """The numbers in the row of that name of a bridge's result; none where it has none."""
+    found = [one for one in result["rows"] if one["name"] == name and "metrics" in one]
+    return {k: v for one in found for k, v in {**one["metrics"], SECONDS: one["seconds_per_image"]}.items()}
+
+
+def bridge_notes(result: Result) -> list[str]:
+    """What a reader must know of the rows of a bridge's result: which are missing or of fewer pairs, and the times."""
+    n, notes = result["set"]["n"], []
+    for one in result["rows"]:
+        if "why" in one:
+            notes.append(f"No {one['name']!r}: {one['why']}.")
+        elif one["n"] != n:
+            notes.append(f"{one['name'].capitalize()!r} is of {one['n']} of the {n} pairs.")
+    if result["ratio"] is not None:
+        notes.append(
+            f"The bridge is {result['ratio']:.3g} times as fast as decoding for the teacher, at batch "
+            f"{result['timed']} on {result['device']}."
+        )
+    return notes
+
+
 def _named(result: Result, key: str) -> str:
     if key == "protocol":
         return f"{result[key]['name'].partition('/')[2]} {result[key]['id']}"
-    return f"{result[key]['n']} images {result[key]['id']}"
+    return f"{result[key]['n']} {'pairs' if 'rows' in result else 'images'} {result[key]['id']}"
 
 
 def _version(name: str) -> str:
