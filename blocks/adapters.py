@@ -14,13 +14,17 @@ their new number (the residual down-sampling of DC-AE, arXiv 2410.10733, sec. 3.
 
 import torch.nn.functional as F
 from einops import reduce, repeat
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from .norm import ChannelRMSNorm
 from .patch import Patchify, patchify
 from .registry import part
 from .shapes import Latent, Map
 from .slots import LatentStemConfig
+
+Coarse = Float[Tensor, "b c_out h_p w_p"]
+"""A map on the same grid or a coarser one."""
 
 
 def halvings(stride: int) -> int:
@@ -35,7 +39,7 @@ def halvings(stride: int) -> int:
     return count
 
 
-def refold(x: Map, out: int, stride: int) -> Map:
+def refold(x: Map, out: int, stride: int) -> Coarse:
     """A map on a grid ``stride`` times as coarse, in ``out`` channels: means of groups of its numbers, or copies.
 
     ``out`` divides the ``c·stride²`` numbers of a square of positions, or is a multiple of them.
@@ -55,7 +59,7 @@ class ResidualStage(nn.Module):
         self.norm = ChannelRMSNorm(channels, affine=True)
         self.conv = nn.Conv2d(channels, out, 3, stride=stride, padding=1)
 
-    def forward(self, x: Map) -> Map:
+    def forward(self, x: Map) -> Coarse:
         return refold(x, self.out, self.stride) + self.conv(F.silu(self.norm(x)))
 
 
@@ -71,7 +75,7 @@ class ResidualStem(nn.Module):
         )
         self.proj = nn.Conv2d(sizes[-1], width, 1)
 
-    def forward(self, latent: Latent) -> Map:
+    def forward(self, latent: Latent) -> Coarse:
         x = self.conv_in(latent)
         for stage in self.stages:
             x = stage(x)
@@ -127,7 +131,7 @@ class StridedConvStem(nn.Module):
         )
         self.proj = nn.Conv2d(before[len(strides)], width, 1)
 
-    def forward(self, latent: Latent) -> Map:
+    def forward(self, latent: Latent) -> Coarse:
         x = latent
         for conv in self.convs:
             x = F.silu(conv(x))
