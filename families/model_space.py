@@ -171,7 +171,7 @@ KNOWN_SPACES |= {
         "data-archetype/semdisdiffae_p32", "family/semdisdiffae", channels=512, stride=32, patch=2
     ),
     "semdisdiffae_p32_v2": _published(
-        "data-archetype/semdisdiffae_p32_v2", "family/semdisdiffae", channels=384, stride=32, patch=2
+        "data-archetype/semdisdiffae_p32_v2", "family/semdisdiffae", channels=384, stride=32
     ),
     "full_capacitor": _published("data-archetype/full_capacitor", "family/semdisdiffae"),
     "dinac_ae": _published("data-archetype/dinac_ae", "family/dinac_ae"),
