@@ -169,12 +169,15 @@ class AutoencoderSpaceConfig(LatentSpaceConfig):
     @property
     def spec(self) -> LatentSpec:
         channels = self.latent * self.patch**2
-        settled = self.norm.fixed and self.weights is None and self.statistics is None
+        normalisation = UNKNOWN
+        if self.norm.fixed and self.weights is None and self.statistics is None:
+            with torch.device("cpu"):  # the numbers are needed where a model is planned on meta, too
+                normalisation = norm_fingerprint(self.norm, self.norm.statistics(channels))
         return LatentSpec(
             source=self.label,
             channels=channels,
             stride=self.reduction * self.patch,
-            normalisation=norm_fingerprint(self.norm, self.norm.statistics(channels)) if settled else UNKNOWN,
+            normalisation=normalisation,
             posterior=self.posterior,
             image_range=self.image_range,
             patch=self.patch,

@@ -48,6 +48,12 @@ class LatentBridge(nn.Module):
     """Latents in model space to a teacher's tokens; see the module's text.
 
     Made from a config, or from the card's own argument names (see :func:`~.bridge_card.card_config`).
+
+    Attributes:
+        grids: how latents, tokens and the teacher's patches lie on one another.
+        latent_spec: of the latents that it reads.
+        latent_channels, stride: of those latents.
+        teacher_spec: of the teacher that it learned from, once it has.
     """
 
     def __init__(self, config: "LatentBridgeConfig | None" = None, **names: Any) -> None:
@@ -57,25 +63,18 @@ class LatentBridge(nn.Module):
         self.config = config or _from_card(names)
         config = self.config
         width, self.grids = config.body.width, config.grids()
-        self.stem = _built(config.stem, channels=config.latent_channels, width=width, stride=self.grids.stride)
+        self.latent_spec: LatentSpec = config.space.spec
+        self.latent_channels = self.latent_spec.channels
+        self.stride = self.latent_spec.stride
+        self.stem = _built(config.stem, channels=self.latent_channels, width=width, stride=self.grids.stride)
         self.body = _built(config.body, noise=config.noise is not None)
         self.head = _built(config.head, width=width, features=config.teacher.features, factor=self.grids.factor)
-        self.latent_spec: LatentSpec = config.space.spec
         self.teacher_spec: TeacherSpec | None = None
         self._space: list[LatentSpace] = []  # in a list: its weights are no part of this module
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies load the autoencoder anew, where they need it."""
         return self.__dict__ | {"_space": []}
-
-    @property
-    def stride(self) -> int:
-        """Pixels a side that become one position of the latents."""
-        return self.config.stride
-
-    @property
-    def latent_channels(self) -> int:
-        return self.config.latent_channels
 
     @property
     def dtype(self) -> torch.dtype:
@@ -118,9 +117,9 @@ class LatentBridge(nn.Module):
         stride, factor = self.grids.stride, self.grids.factor
         return latents.shape[2] // stride * factor, latents.shape[3] // stride * factor
 
-    def predict(self, images: Image) -> TeacherOutput:
-        """The same for images in [-1, 1], through the encoder of the latent space."""
-        return self(self.space.encode(images))
+    def predict(self, images: Image, *, seed: int | None = None) -> TeacherOutput:
+        """The same for images in [-1, 1], through the encoder of the latent space; ``seed`` is of its sample if any."""
+        return self(self.space.encode(images, seed=seed))
 
     def translate(self, latents: Latent) -> Latent:
         """Latents of the space that the teacher stands for, ``[b, c, h, w]``, marked as such; gradients flow.
@@ -286,7 +285,7 @@ def _target_space(teacher: TeacherConfig) -> LatentSpec | None:
     if isinstance(teacher, Flux2LatentsConfig):
         from ..blocks.latent_spaces import space_config
 
-        return space_config("flux2").spec
+        return space_config("flux2", weights=teacher.weights).spec
     space = getattr(teacher, "space", None)
     return space.spec if isinstance(space, LatentSpaceConfig) else None
 

@@ -45,7 +45,7 @@ def card_config(
         ValueError: the numbers belong to no space or teacher that is known, or to others than those given.
     """
     space = space or space_config("sd")
-    if in_ch is not None and in_ch != space.channels:
+    if in_ch not in (None, space.channels):
         raise ValueError(
             f"in_ch: the latents of {space.kind} have {space.channels} channels, got {in_ch}; "
             "name the space that has as many, such as space=space_config('flux')"
