@@ -61,6 +61,7 @@ from latelier.training import (
     LatentScaleConfig,
     Objective,
     PairLoader,
+    Precision,
     Recipe,
     StageConfig,
     TrainingError,
@@ -636,3 +637,49 @@ def test_float16_is_refused_on_the_cpu(tmp_path: Path) -> None:
         "stage 'main': precision: 'float16' trains on CUDA alone, and this run is on the CPU; take 'auto', which is "
         "bfloat16 on CUDA and float32 elsewhere"
     )
+
+
+# --- float16, with its check for CUDA out of the way ---------------------------------------------------------------
+
+
+@pytest.fixture
+def float16_anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Precision, "check", staticmethod(lambda name, device, where: None))
+
+
+@pytest.mark.usefixtures("float16_anywhere")
+def test_float16_learns_what_float32_does_and_is_resumed_with_its_scale(tmp_path: Path) -> None:
+    stage = replace(STAGE, steps=12, precision="float16", checkpoint_every=4)
+    recipe = recipe_of(stage)
+    train(recipe, tmp_path / "whole", keep=9)
+    train(recipe_of(replace(stage, precision="float32")), tmp_path / "wide")
+    for line, other in zip(metrics(tmp_path / "whole"), metrics(tmp_path / "wide"), strict=True):
+        assert line["loss"] == pytest.approx(other["loss"], rel=2e-2)
+        assert line["bridge_cosine_share"] == pytest.approx(other["bridge_cosine_share"], rel=2e-2)
+        assert line["loss_scale"] == 2**16 and "loss_scale" not in other
+    shutil.copytree(tmp_path / "whole", tmp_path / "half")
+    shutil.rmtree(tmp_path / "half" / "model")
+    for path in (tmp_path / "half" / "checkpoints").iterdir():
+        if path.name != "step-00000004.safetensors":
+            path.unlink()
+    kept = Checkpoints(tmp_path / "half" / "checkpoints", recipe).latest()
+    assert kept is not None and kept.group("precision")["_growth_tracker"].item() == 4
+    train(recipe, tmp_path / "half", keep=9, resume=True)
+    assert (tmp_path / "half" / "metrics.jsonl").read_bytes() == (tmp_path / "whole" / "metrics.jsonl").read_bytes()
+    theirs = weights(tmp_path / "half")
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in weights(tmp_path / "whole").items())
+    assert {tensor.dtype for tensor in theirs.values()} == {torch.float32}
+
+
+@pytest.mark.usefixtures("float16_anywhere")
+def test_steps_whose_gradients_overflow_in_float16_are_left_out_until_the_scale_fits(tmp_path: Path) -> None:
+    heavy = replace(STAGE, steps=12, precision="float16", objective=(BridgeCosineConfig(weight=50.0),), clip=None)
+    train(recipe_of(heavy), tmp_path / "run", keep=99)
+    lines = metrics(tmp_path / "run")
+    scales = [line["loss_scale"] for line in lines]
+    lost = ["gradient_norm" not in line for line in lines]
+    assert lost[0] and not lost[-1]
+    assert scales == [2.0 ** (16 - sum(lost[: i + 1])) for i in range(len(lost))]
+    hopeless = replace(heavy, steps=99, objective=(BridgeCosineConfig(weight=1e30),), log_every=99)
+    text = message(TrainingError, lambda: train(recipe_of(hopeless), tmp_path / "hopeless"))
+    assert text.startswith("step 17: the gradient norm is not finite; the last good checkpoint is ")
