@@ -19,7 +19,7 @@ from .caching import cache_features, every_picture
 from .checkpoints import Checkpoint, Checkpoints, Position, optimiser_tensors, restore_optimiser
 from .crops import BucketCropConfig, CentralCropConfig, CropConfig, NativeCropConfig, RandomCropConfig, bucket_shapes
 from .ema import Average
-from .engine import Trainer, TrainingError, objective_of, train
+from .engine import Trainer, TrainingError, train
 from .feature_terms import ClassCosineConfig, FeatureMSEConfig, FeatureObjectiveConfig, PatchCosineConfig
 from .feeds import Feed, ImageFeed, PairFeed
 from .labels import LabelledFolderConfig, LabelledFolderSource
@@ -34,6 +34,7 @@ from .objectives import (
     Objective,
     VarianceExpansionConfig,
     VPReconstructionConfig,
+    objective_of,
 )
 from .optimisers import AdamWConfig, ConstantRateConfig, CosineRateConfig, TrapezoidRateConfig
 from .order import Group, Order, Shuffled, permutation

@@ -26,7 +26,7 @@ from .cached import with_computing_teacher
 from .checkpoints import Checkpoint, Checkpoints, Position, optimiser_tensors, restore_optimiser
 from .ema import Average
 from .feeds import Served, feed_of
-from .objectives import MeasuredTerm, Objective
+from .objectives import MeasuredTerm, Objective, objective_of
 from .precision import Precision
 from .recipe import Recipe, StageConfig, trainable_names
 from .records import Records, Watcher
@@ -92,18 +92,6 @@ def train(
             checkpoints.check_teacher(latest, accept=accept)
             checkpoints.check_latents(latest)
         return trainer.run(latest, tensorboard=tensorboard)
-
-
-def objective_of(recipe: Recipe, stage: StageConfig, model: nn.Module) -> Objective:
-    """The objective of a stage, its terms newly born."""
-    return Objective(
-        model,
-        stage.objective,
-        config=recipe.model,
-        teacher=recipe.teacher,
-        latents=stage.latents,
-        corruption=stage.corruption,
-    )
 
 
 class Trainer:
