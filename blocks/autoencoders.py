@@ -10,19 +10,20 @@ import inspect
 import json
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from .latent_module import Codec, LatentSpace, Loaded
+from .latent_module import Codec, LatentSpace, Loaded, RawLatent
 from .latent_norm import ChannelNormConfig, PositionNormConfig, ScaleShiftConfig, WhiteningConfig, norm_fingerprint
 from .latent_space import UNKNOWN, LatentSpec, Posterior
 from .ldm_names import to_diffusers
+from .libraries import installed
 from .registry import suggest
-from .shapes import Image, Latent
+from .shapes import Image
 from .slots import LatentNormConfig, LatentSpaceConfig, Statistics
 from .weights import CheckpointError, assign, fetch, listed, read_weights
 
@@ -58,14 +59,14 @@ class _Wrapped(Codec):
             super()._apply(fn, recurse)
         return self
 
-    def reconstruct(self, raw: Latent) -> Image:
+    def reconstruct(self, raw: RawLatent) -> Image:
         return self.model.decode(raw.to(self.dtype), return_dict=False)[0].float()
 
 
 class KLCodec(_Wrapped):
     """A posterior of mean and log-variance, the latter clamped to [-30, 20]."""
 
-    def moments(self, images: Image) -> tuple[Latent, Latent | None]:
+    def moments(self, images: Image) -> tuple[RawLatent, RawLatent | None]:
         posterior = self.model.encode(images.to(self.dtype), return_dict=False)[0]
         mean, logvar = (x.float() for x in (posterior.mean, posterior.logvar))
         return mean, torch.exp(0.5 * logvar.clamp(-30, 20))
@@ -74,7 +75,7 @@ class KLCodec(_Wrapped):
 class DeterministicCodec(_Wrapped):
     """DC-AE: one answer, no posterior."""
 
-    def moments(self, images: Image) -> tuple[Latent, Latent | None]:
+    def moments(self, images: Image) -> tuple[RawLatent, RawLatent | None]:
         return self.model.encode(images.to(self.dtype), return_dict=False)[0].float(), None
 
 
@@ -91,11 +92,11 @@ class RAECodec(_Wrapped):
         model.register_buffer("_latents_mean", torch.zeros(1))
         model.register_buffer("_latents_std", torch.ones(1) - 1e-5)  # 1e-5 is added to it again
 
-    def moments(self, images: Image) -> tuple[Latent, Latent | None]:
+    def moments(self, images: Image) -> tuple[RawLatent, RawLatent | None]:
         z = self.model.encode((images.to(self.dtype) + 1) / 2, return_dict=False)[0]
         return z.float() / self.inner, None
 
-    def reconstruct(self, raw: Latent) -> Image:
+    def reconstruct(self, raw: RawLatent) -> Image:
         return 2 * super().reconstruct(raw * self.inner) - 1
 
     def check_images(self, height: int, width: int) -> None:
@@ -190,7 +191,7 @@ class AutoencoderSpaceConfig(LatentSpaceConfig):
 
     def load(self) -> Loaded:
         """Read or draw the autoencoder."""
-        model, raw = self._read()
+        model, raw = self.read()
         norm, statistics = self.constants(model, raw)
         if statistics is None and (norm.fixed or self.random_init):
             statistics = norm.statistics(self.latent * self.patch**2)
@@ -226,7 +227,8 @@ class AutoencoderSpaceConfig(LatentSpaceConfig):
                 f"{self.kind}: needs diffusers with {self.library_class}; pip install 'latelier[vae]'"
             ) from error
 
-    def _read(self) -> tuple[nn.Module, dict[str, Any]]:
+    def read(self) -> tuple[nn.Module, dict[str, Any]]:
+        """The autoencoder, and the config of its file as it is written ({} where there is none)."""
         cls = self._class()
         if self.random_init:
             with torch.random.fork_rng(devices=[]):
@@ -254,9 +256,16 @@ class AutoencoderSpaceConfig(LatentSpaceConfig):
         try:
             raw = cls.load_config(source, subfolder=subfolder)
             model, told = cls.from_pretrained(
-                source, subfolder=subfolder, torch_dtype=torch.float32, output_loading_info=True
+                source,
+                subfolder=subfolder,
+                torch_dtype=torch.float32,
+                low_cpu_mem_usage=False,
+                output_loading_info=True,
             )
-        except (OSError, ValueError) as error:
+        except (ValueError, RuntimeError) as error:  # tensors of other shapes, or a config that the class does not take
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+            raise CheckpointError(f"{self.label}: {source} does not fit {cls.__name__} ({reason})") from error
+        except OSError as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
             raise FileNotFoundError(
                 f"{self.label}: {source} does not give a {cls.__name__} ({reason}); check the name and the network, "
@@ -419,10 +428,21 @@ class RAESpaceConfig(AutoencoderSpaceConfig):
     def shaped(self, settings: dict[str, Any]) -> dict[str, Any]:
         return {"encoder_hidden_size": self.latent, "patch_size": self.reduction} | settings
 
+    def read(self) -> tuple[nn.Module, dict[str, Any]]:
+        try:
+            return super().read()
+        except AttributeError as error:  # its encoders are classes of transformers, whose attributes it knows
+            found = " and ".join(f"{name} {installed(name) or 'missing'}" for name in ("diffusers", "transformers"))
+            raise ImportError(
+                f"{self.label}: {found} do not fit each other ({error}); take versions that do"
+            ) from error
+
     def constants(self, model: Any, raw: Raw) -> tuple[LatentNormConfig, Statistics | None]:
         mean, std = model._latents_mean.float(), model._latents_std.float()
         if mean.numel() == 1 and std.numel() == 1:  # no file has statistics of one number: it is silent
-            return self.norm, None
+            side = model.decoder_image_size // model.decoder_patch_size
+            positions = isinstance(self.norm, PositionNormConfig) and self.norm.grid != (1, 1)
+            return (replace(self.norm, grid=(side, side)) if positions else self.norm), None
         shape = torch.broadcast_shapes(mean.shape, std.shape)
         shape = shape[-3:] if len(shape) >= 3 else (shape[-1], 1, 1)
         mean, std = (x.reshape(x.shape[-3:] if x.ndim >= 3 else (-1, 1, 1)).expand(shape) for x in (mean, std))
