@@ -10,6 +10,8 @@ from .flat import FlatDiffAE, FlatDinacAE
 from .images import ImageReadError, image_size, open_image
 from .inference import InferenceConfig
 from .model_space import ModelSpaceConfig
+from .pair_shards import PairLayout, PairsError
+from .pairs import PairFolder
 from .published import export_published, published_tensors
 from .streams import read_stream, write_stream
 
@@ -29,6 +31,9 @@ __all__ = [
     "LatentBridge",
     "LatentBridgeConfig",
     "ModelSpaceConfig",
+    "PairFolder",
+    "PairLayout",
+    "PairsError",
     "SemDisDiffAE",
     "export_published",
     "image_size",

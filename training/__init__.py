@@ -38,7 +38,9 @@ from .objectives import (
 )
 from .optimisers import AdamWConfig, ConstantRateConfig, CosineRateConfig, TrapezoidRateConfig
 from .order import Group, Order, Shuffled, permutation
+from .packing import pack
 from .pair_loader import PairBatch, PairLoader, held_out_pairs
+from .pairs import NpyPairsConfig, PairsConfig
 from .precision import Precision
 from .progress import ProgressWatcher
 from .recipe import Recipe, StageConfig, trainable_names
@@ -95,12 +97,14 @@ __all__ = [
     "LogSNRStartConfig",
     "MeasuredTerm",
     "NativeCropConfig",
+    "NpyPairsConfig",
     "Objective",
     "Order",
     "PCAStartConfig",
     "PairBatch",
     "PairFeed",
     "PairLoader",
+    "PairsConfig",
     "PatchAlignmentConfig",
     "PatchCosineConfig",
     "PhotographSource",
@@ -140,6 +144,7 @@ __all__ = [
     "load_run",
     "objective_of",
     "optimiser_tensors",
+    "pack",
     "permutation",
     "read_recipe",
     "read_records",
