@@ -175,7 +175,7 @@ for cls in parts(FeatureHeadConfig):
 rope = TransformerBodyConfig(width=16, depth=1, heads=2, positions="rope")
 flux2 = replace(tiny, body=rope, space=space_config("flux2"), teacher=HOGConfig(patch=8), head=SpatialHeadConfig())
 check("rope", flux2)
-bridge = tiny.build()
+bridge = tiny.build().eval()
 whole = torch.compile(bridge, fullgraph=True)
 torch.testing.assert_close(whole(torch.ones(1, 4, 8, 8)).patches, bridge(torch.ones(1, 4, 8, 8)).patches)
 """
