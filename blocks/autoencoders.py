@@ -25,10 +25,12 @@ from .libraries import installed
 from .registry import suggest
 from .shapes import Image
 from .slots import LatentNormConfig, LatentSpaceConfig, Statistics
-from .weights import CheckpointError, assign, fetch, listed, read_weights
+from .weights import CheckpointError, assign, fetch, is_absent, listed, read_weights
 
 Setting = int | float | str | bool | tuple[int | float | str | tuple[int, ...], ...]
 _AS_IT_IS, _BY_POSITION = ScaleShiftConfig(), PositionNormConfig(grid=(16, 16))
+
+WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 
 Raw = Mapping[str, Any]
 """A config.json as it is written."""
@@ -237,27 +239,38 @@ class AutoencoderSpaceConfig(LatentSpaceConfig):
         if self.weights is None and self.published_file:
             return self._read_file(cls, fetch(self.published[0], self.published_file, where=self.label))
         source, subfolder = (self.weights, self.subfolder) if self.weights is not None else self.published
+        subfolder = subfolder if self.subfolder is None else self.subfolder
         path = Path(source).expanduser()
         if path.is_file():
             return self._read_file(cls, path)
         if path.is_dir():
-            source = str(path)
             if subfolder is None and not (path / "config.json").is_file() and (path / "vae" / "config.json").is_file():
                 subfolder = "vae"
-        elif source.count("/") != 1 or source.startswith((".", "/", "~")):
+            return self._read_folder(cls, path / (subfolder or ""))
+        if source.count("/") != 1 or source.startswith((".", "/", "~")):
             raise FileNotFoundError(
                 f"{self.label}: {source}: no such file or folder, and no hub repository 'owner/name'"
             )
-        if self.weights is None and self.subfolder is not None:
-            subfolder = self.subfolder
-        return self._read_folder(cls, source, subfolder or None)
+        return self._read_folder(cls, self._download(source, subfolder))
 
-    def _read_folder(self, cls: Any, source: str, subfolder: str | None) -> tuple[nn.Module, dict[str, Any]]:
+    def _download(self, repository: str, subfolder: str | None) -> Path:
+        """The local folder of a repository's config and weights."""
+        before = f"{subfolder}/" if subfolder else ""
+        folder = fetch(repository, f"{before}config.json", where=self.label).parent
+        for name in WEIGHTS:
+            try:
+                fetch(repository, before + name, where=self.label)
+                break
+            except FileNotFoundError as error:
+                if name == WEIGHTS[-1] or not is_absent(error):
+                    raise
+        return folder
+
+    def _read_folder(self, cls: Any, source: Path) -> tuple[nn.Module, dict[str, Any]]:
         try:
-            raw = cls.load_config(source, subfolder=subfolder)
+            raw = cls.load_config(source)
             model, told = cls.from_pretrained(
                 source,
-                subfolder=subfolder,
                 torch_dtype=torch.float32,
                 low_cpu_mem_usage=False,
                 output_loading_info=True,
@@ -268,8 +281,8 @@ class AutoencoderSpaceConfig(LatentSpaceConfig):
         except OSError as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
             raise FileNotFoundError(
-                f"{self.label}: {source} does not give a {cls.__name__} ({reason}); check the name and the network, "
-                "or download it elsewhere and pass the file or folder"
+                f"{self.label}: {source} does not give a {cls.__name__} ({reason}); "
+                "a folder has config.json and diffusion_pytorch_model.safetensors"
             ) from error
         found = raw.get("_class_name", cls.__name__)
         if found != cls.__name__:

@@ -1,10 +1,12 @@
 """Latent spaces: the arithmetic of diffusers' pipelines both ways, whose constants win, and what is refused."""
 
 import json
+import sys
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import hypothesis.strategies as st
 import pytest
@@ -411,6 +413,52 @@ def test_a_folder_that_lacks_tensors_is_refused(tmp_path: Path) -> None:
     save_file(kept, weights, {"format": "pt"})
     with pytest.raises(CheckpointError, match=r"lacks tensor 'quant_conv.bias'$"):
         latent_space("sd", weights=str(tmp_path), reduction=2).load()
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A hub whose repositories are folders."""
+    import huggingface_hub
+    from huggingface_hub.errors import RemoteEntryNotFoundError
+
+    def download(repository: str, name: str) -> str:
+        path = tmp_path / repository / name
+        if path.is_file():
+            return str(path)
+        raise RemoteEntryNotFoundError(f"{name} is absent", response=MagicMock())
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    return tmp_path
+
+
+@torch.no_grad()
+def test_published_places_are_read_with_their_folders(hub: Path) -> None:
+    vae, x = small_flux2(), images()
+    vae.save_pretrained(hub / "black-forest-labs/FLUX.2-dev/vae")
+    space = latent_space("flux2", latent=4, reduction=2)
+    equal(space.encode(x), Flux2(vae).into(x))
+    vae.save_pretrained(hub / "me/mine", safe_serialization=False)
+    other = latent_space("flux2", latent=4, reduction=2, weights="me/mine", name="mine")
+    equal(other.encode(x), space.encode(x))
+    assert other.spec.source == "mine"
+    vae.save_pretrained(hub / "whole/vae")
+    equal(latent_space("flux2", latent=4, reduction=2, weights=str(hub / "whole")).encode(x), space.encode(x))
+    reference = tiny("va_vae")
+    place = hub / "hustvl/vavae-imagenet256-f16d32-dinov2"
+    place.mkdir(parents=True)
+    torch.save(to_ldm(reference.load().model.state_dict(), 2), place / "vavae-imagenet256-f16d32-dinov2.pt")
+    equal(latent_space("va_vae", settings=TINY, reduction=2).encode_raw(x), reference.encode_raw(x))
+    with pytest.raises(FileNotFoundError, match=r"^sd: stabilityai/sd-vae-ft-mse is no local file or folder"):
+        latent_space("sd").encode(x)
+
+
+def test_without_diffusers_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    space = latent_space("sd")
+    assert space.normalise(torch.ones(1, 4, 2, 2)).unique().item() == pytest.approx(0.18215)  # nothing is loaded
+    with pytest.raises(ImportError) as error:
+        space.load()
+    assert str(error.value) == "latent_space/sd: needs diffusers with AutoencoderKL; pip install 'latelier[vae]'"
 
 
 def test_unknown_settings_are_told() -> None:
