@@ -353,6 +353,11 @@ def test_standardised_errors_are_in_units_of_the_deviations_of_training_features
     std = read_tensors(tmp_path / "run" / "objective.safetensors")[0]["bridge_mse_standardised.std"]
     _, said = PlantedConfig().training().read(range(40))  # five batches of eight are all of them
     torch.testing.assert_close(std, said.patches.std(dim=(0, 1), correction=0), rtol=1e-4, atol=1e-5)
+    few = replace(stage, objective=(BridgeMSEStandardisedConfig(weight=1.0, batches=1),))
+    train(recipe_of(few), tmp_path / "few")
+    train(recipe_of(few, replace(few, name="second")), tmp_path / "twice")
+    one, two = (read_tensors(tmp_path / run / "objective.safetensors")[0] for run in ("few", "twice"))
+    assert torch.equal(*(found["bridge_mse_standardised.std"] for found in (one, two)))
     large = read_tensors(tmp_path / "large" / "objective.safetensors")[0]["bridge_mse_standardised.std"]
     torch.testing.assert_close(large, 10 * std, rtol=1e-4, atol=1e-4)
 
@@ -656,6 +661,7 @@ def test_float16_learns_what_float32_does_and_is_resumed_with_its_scale(tmp_path
     for line, other in zip(metrics(tmp_path / "whole"), metrics(tmp_path / "wide"), strict=True):
         assert line["loss"] == pytest.approx(other["loss"], rel=2e-2)
         assert line["bridge_cosine_share"] == pytest.approx(other["bridge_cosine_share"], rel=2e-2)
+        assert line["gradient_norm"] == pytest.approx(other["gradient_norm"], rel=5e-2)
         assert line["loss_scale"] == 2**16 and "loss_scale" not in other
     shutil.copytree(tmp_path / "whole", tmp_path / "half")
     shutil.rmtree(tmp_path / "half" / "model")
@@ -666,6 +672,8 @@ def test_float16_learns_what_float32_does_and_is_resumed_with_its_scale(tmp_path
     assert kept is not None and kept.group("precision")["_growth_tracker"].item() == 4
     train(recipe, tmp_path / "half", keep=9, resume=True)
     assert (tmp_path / "half" / "metrics.jsonl").read_bytes() == (tmp_path / "whole" / "metrics.jsonl").read_bytes()
+    last = Checkpoints(tmp_path / "half" / "checkpoints", recipe).latest()
+    assert last is not None and last.group("precision")["_growth_tracker"].item() == 12
     theirs = weights(tmp_path / "half")
     assert all(torch.equal(tensor, theirs[name]) for name, tensor in weights(tmp_path / "whole").items())
     assert {tensor.dtype for tensor in theirs.values()} == {torch.float32}
