@@ -1,6 +1,8 @@
 """Bridges are measured: numbers of planted features with known answers, what must be beaten, results and tables."""
 
+import contextlib
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +19,7 @@ from torch import Tensor
 
 from latelier.blocks import (
     Codec,
+    DataConfig,
     HOGConfig,
     LatentSpace,
     LatentSpaceConfig,
@@ -34,20 +37,27 @@ from latelier.blocks import (
     patchify,
     unpatchify,
 )
+from latelier.cli import main
 from latelier.evaluation import (
     ArchetypePSNRConfig,
     BridgeErrors,
     BridgeValConfig,
+    SelfSimilarityProbeConfig,
     bridge_baselines,
     bridge_gain,
     bridge_row,
+    charts,
     evaluate_bridge,
+    latent_colours,
     load_result,
     results_table,
     save_result,
     share_of_gain,
+    write_bridge_report,
 )
 from latelier.families import LatentBridge, LatentBridgeConfig
+from latelier.recipes import measure_run
+from latelier.training import AdamWConfig, Recipe, StageConfig, bridge_objective, load_run, train
 
 SIDE, GRID = 32, 4
 TEACHER = HOGConfig(patch=8, cells=1)
@@ -213,7 +223,7 @@ def test_features_with_the_cards_cosine_and_nmse_have_its_loss(loss: float, cosi
     target = low * math.sqrt(2 * 0.8319 * 768 / low.square().sum().item())
     # optimal lengths leave 1 - cos² of the energy; the two cosines c -+ d have their mean and this share
     shares = (target.square().sum(dim=2) / target.square().sum()).flatten().tolist()
-    pairs = [(cosine - d, cosine + d) for d in torch.linspace(-0.2, 0.2, 400_001, dtype=torch.float64).tolist()]
+    pairs = [(cosine - d, cosine + d) for d in torch.linspace(-0.2, 0.2, 20_001, dtype=torch.float64).tolist()]
     a, b = min(pairs, key=lambda two: abs(sum(s * (1 - c**2) for s, c in zip(shares, two, strict=True)) - nmse))
     prediction = torch.zeros_like(target)
     for token, c in enumerate((a, b)):
@@ -537,3 +547,136 @@ def test_gains_are_shares_of_the_baselines_error() -> None:
     assert str(caught.value) == "result: the whole bridge gains -0.2 over 'linear', of which there is no share"
     with pytest.raises(ValueError, match="has no row 'bridge'"):
         bridge_gain({"psnr": {}})
+
+
+# --- runs, the command line, the report ---------------------------------------------------------------------------
+
+
+@part("data/planted_bridge_pairs")
+class PlantedDataConfig(DataConfig):
+    """Planted pairs, as data of a recipe."""
+
+    lost: bool = False
+
+    def training(self) -> Any:
+        if self.lost:
+            raise FileNotFoundError("pairs: no such folder")
+        return Planted(range(20))
+
+    def held_out(self) -> Any:
+        return Planted(range(100, 106))
+
+
+def recipe(*, evaluation: tuple[Any, ...] = (BridgeValConfig(timed=2),)) -> Recipe:
+    stage = StageConfig(
+        steps=4,
+        batch=4,
+        resolution=SIDE,
+        latents="data",
+        objective=bridge_objective("default"),
+        optimiser=AdamWConfig(rate=1e-3),
+        log_every=1,
+        validate_every=2,
+    )
+    model = bridge().config
+    data = PlantedDataConfig()
+    return Recipe(name="<planted>", model=model, teacher=TEACHER, data=data, stages=(stage,), evaluation=evaluation)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bridges") / "run"
+    train(recipe(), folder)
+    return folder
+
+
+def test_a_run_of_a_bridge_is_measured_as_its_recipe_says(run: Path) -> None:
+    loaded = load_run(run)
+    (result,) = measure_run(loaded)
+    assert result["protocol"]["id"] == BridgeValConfig(timed=2).id
+    assert result["recipe"]["name"] == "<planted>"
+    assert result["set"]["n"] == 6
+    assert "metrics" in result["rows"][2]
+    (other,) = measure_run(loaded, held_out=Planted(range(200, 204)))
+    assert other["set"]["n"] == 4
+    assert "metrics" in other["rows"][2]
+
+
+def test_a_bridge_is_measured_where_its_training_pairs_are_not(run: Path) -> None:
+    loaded = load_run(run)
+    elsewhere = replace(loaded, recipe=replace(loaded.recipe, data=PlantedDataConfig(lost=True)))
+    (result,) = measure_run(elsewhere, held_out=Planted(range(200, 204)))
+    assert result["rows"][2]["why"] == "there are no training pairs to fit it on"
+    with pytest.raises(FileNotFoundError):
+        list(measure_run(elsewhere))
+
+
+def test_protocols_and_probes_of_images_do_not_measure_bridges(run: Path) -> None:
+    loaded = load_run(run)
+    wrong = replace(loaded, recipe=replace(loaded.recipe, evaluation=(ArchetypePSNRConfig(),)))
+    with pytest.raises(ValueError) as caught:
+        list(measure_run(wrong))
+    assert str(caught.value) == (
+        f"{run}: the model is a bridge, which 'protocol/archetype_psnr' does not measure; take 'protocol/bridge_val'"
+    )
+    with pytest.raises(ValueError) as caught:
+        list(measure_run(loaded, probes=[SelfSimilarityProbeConfig()]))
+    assert str(caught.value) == (
+        f"{run}: probes ask models of images, and this is a bridge; leave probe/self_similarity out"
+    )
+
+
+def test_the_command_line_measures_a_bridge_and_writes_its_report(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with contextlib.suppress(SystemExit):  # of success too
+        main(["eval", str(run)])
+    assert "decode, then teacher" in capsys.readouterr().out
+    result = load_result(run / "evaluation" / f"bridge_val-{BridgeValConfig(timed=2).id}.json")
+    assert bridge_row(result)["n"] == 6
+    with contextlib.suppress(SystemExit):
+        main(["report", str(run)])
+    assert capsys.readouterr().out.rstrip().endswith("report.html")
+    text = (run / "report.html").read_text(encoding="utf-8")
+    assert "&lt;planted&gt;" in text
+    assert "<planted>" not in text
+    assert "http" not in text.replace("http-equiv", "")
+    for words in ("Error by position", "What the teacher sees, and the bridge", "Shares of the gradient", "Recipe"):
+        assert words in text
+    assert text.count("<figure>") == 6
+    assert text.count(">Image</span>") == 6
+    worst = sorted(result["images"], key=lambda row: row["cos_token"])
+    places = [text.index(f"<b>{row['name']}</b>") for row in worst]
+    assert places == sorted(places)
+    assert f"{result['rows'][0]['metrics']['cos_token']:.3f}" in text
+
+
+def test_the_report_is_of_the_pairs_that_were_measured(run: Path) -> None:
+    loaded = load_run(run)
+    protocol = BridgeValConfig(timed=2)
+    (result,) = measure_run(loaded)
+    save_result(result, run / "evaluation")
+    with pytest.raises(ValueError) as caught:
+        write_bridge_report(run, loaded.model, Planted(range(300, 304)), protocol=protocol)
+    assert "was measured but is not among these; evaluate the run anew" in str(caught.value)
+    with pytest.raises(FileNotFoundError, match="is not there; evaluate the run first"):
+        write_bridge_report(run, loaded.model, Planted(range(100, 106)), protocol=BridgeValConfig(timed=3))
+    few = write_bridge_report(run, loaded.model, Planted(range(100, 106)), protocol=protocol, most=2)
+    assert few.read_text(encoding="utf-8").count("<figure>") == 2
+
+
+def test_colours_of_targets_and_predictions_share_the_basis_of_the_targets() -> None:
+    maps = [random_tokens(1, 16, 5, seed).mT.reshape(1, 5, 4, 4) for seed in range(3)]
+    same = latent_colours(maps, fitted_on=maps)
+    assert [p.tobytes() for p in same] == [p.tobytes() for p in latent_colours(maps)]
+    flat = [m.mean(dim=(2, 3), keepdim=True).expand_as(m) for m in maps]
+    (colour, *_) = latent_colours(flat, fitted_on=maps)
+    assert len(colour.getcolors() or []) == 1
+
+
+def test_a_heat_map_is_strongest_where_the_number_is_highest_and_empty_where_there_is_none() -> None:
+    svg = charts.heat_map("errors", [[0.0, 1.0], [None, 0.5]], description="planted", scale=False)
+    depths = [float(x) for x in re.findall(r'fill-opacity="([\d.]+)"', svg)]
+    assert depths == pytest.approx([0.05, 1, 0.525])
+    flat = charts.heat_map("errors", [[0.3, 0.3]], description="planted", scale=False)
+    assert len(re.findall("<rect", flat)) == 2
