@@ -36,6 +36,7 @@ from .bridge_losses import (
     unit_square_error,
 )
 from .bridge_noise import LinearNoiseConfig, SigmaNoiseConfig
+from .codecs import Codec, Loaded
 from .corruption import RandomTokenLogSNRConfig
 from .dit import DiTBlock, DiTBlockConfig, RoPEAttention, SandwichDiTBlock
 from .draws import Draws, address, cpu_normal
@@ -47,7 +48,7 @@ from .frechet import FeatureQueue, FrechetLoss, Moments, frechet_distance, momen
 from .grids import GridConfig, ResampleGridConfig, StrictGridConfig
 from .heads import DINOTokenHead, DINOTokenHeadConfig, NoisyLatentHead, NoisyLatentHeadConfig
 from .hog import HOG, HOGConfig
-from .latent_module import Codec, LatentSpace, Loaded
+from .latent_module import LatentSpace
 from .latent_norm import (
     ChannelNormConfig,
     NoNormConfig,

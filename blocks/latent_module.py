@@ -11,17 +11,16 @@ import contextlib
 import json
 import os
 import tempfile
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from .codecs import Codec, Loaded, RawLatent
 from .latent_norm import ChannelNormConfig, PositionNormConfig, WhiteningConfig, norm_fingerprint
 from .latent_space import RAW, UNKNOWN, LatentSpec, complete, mark, spec_of
 from .patch import patchify, unpatchify
@@ -34,36 +33,8 @@ from .weights import CheckpointError, read_tensors, read_weights
 SPEC, NORM = "latelier.latent_spec", "latelier.latent_norm"
 """Entries of the header of a file of statistics."""
 
-RawLatent = Float[Tensor, "b z_raw h_raw w_raw"]
-"""What an autoencoder gives, before packing."""
-
 SLACK = 1e-2
 """How far beyond [-1, 1] resampling and rounding may carry an image."""
-
-
-class Codec(nn.Module, ABC):
-    """An autoencoder behind one surface: images in [-1, 1], raw latents without packing."""
-
-    @abstractmethod
-    def moments(self, images: Image) -> tuple[RawLatent, RawLatent | None]:
-        """Mode of the posterior and its standard deviation (None: deterministic), float32."""
-
-    @abstractmethod
-    def reconstruct(self, raw: RawLatent) -> Image:
-        """Images of raw latents, float32, not clamped."""
-
-    def check_images(self, height: int, width: int) -> None:
-        """Raise ``ValueError("what is wrong; what would be right")`` for a size that is not taken."""
-        return
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """What reading an autoencoder gives: itself, and the statistics that its files hold."""
-
-    codec: Codec
-    norm: LatentNormConfig | None = None
-    statistics: Statistics | None = None
 
 
 class _Statistics(Float32Buffers):

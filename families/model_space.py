@@ -13,7 +13,8 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..blocks.latent_module import Codec, LatentSpace, Loaded, RawLatent
+from ..blocks.codecs import Codec, Loaded, RawLatent
+from ..blocks.latent_module import LatentSpace
 from ..blocks.latent_norm import NoNormConfig
 from ..blocks.latent_space import UNKNOWN, LatentSpec, complete
 from ..blocks.latent_spaces import KNOWN_SPACES
