@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import jaxtyping
+import numpy as np
 import pytest
 import torch
 from children import in_a_child, killed
@@ -31,6 +32,8 @@ from latelier.blocks import (
     LinearNoiseConfig,
     PartError,
     RandomTokenLogSNRConfig,
+    SkipDecoderConfig,
+    StackEncoderConfig,
     StridedConvStemConfig,
     TeacherOutput,
     TeacherSpec,
@@ -45,6 +48,8 @@ from latelier.families import (
     DiffAEConfig,
     LatentBridge,
     LatentBridgeConfig,
+    ModelSpaceConfig,
+    PairFolder,
     read_tensors,
     write_tensors,
 )
@@ -59,14 +64,17 @@ from latelier.training import (
     FolderDataConfig,
     GradientShares,
     LatentScaleConfig,
+    NpyPairsConfig,
     Objective,
     PairLoader,
+    PairsConfig,
     Precision,
     Recipe,
     StageConfig,
     TrainingError,
     bridge_objective,
     load_run,
+    pack,
     read_records,
     train,
 )
@@ -691,3 +699,41 @@ def test_steps_whose_gradients_overflow_in_float16_are_left_out_until_the_scale_
     hopeless = replace(heavy, steps=99, objective=(BridgeCosineConfig(weight=1e30),), log_every=99)
     text = message(TrainingError, lambda: train(recipe_of(hopeless), tmp_path / "hopeless"))
     assert text.startswith("step 17: the gradient norm is not finite; the last good checkpoint is ")
+
+
+# --- from pictures ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore::latelier.blocks.LatentScaleWarning")  # nothing has trained this autoencoder
+def test_a_pack_of_pictures_trains_a_bridge_and_so_do_npy_files_of_its_rows(pictures: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    encoder = StackEncoderConfig(depth=1)
+    decoder = SkipDecoderConfig(start=1, middle=1, end=1, rank=4)
+    DiffAEConfig(patch=4, width=8, latent=4, encoder=encoder, decoder=decoder).build().save_pretrained(tmp_path / "ae")
+    space = ModelSpaceConfig(path=str(tmp_path / "ae"))
+    packed = PairsConfig(path=str(tmp_path / "pack"), held_out_share=0.2)
+    pack(space, TEACHER, FolderDataConfig(path=str(pictures)).training(), packed.path, resolution=SIDE, flips=True)
+    model = replace(MODEL, space=space)
+    recipe = recipe_of(replace(STAGE, batch=4), data=packed, model=model)
+    train(recipe, tmp_path / "run")
+    run = load_run(tmp_path / "run")
+    assert run.model.latent_spec == PairFolder(packed.path).latent_spec
+    assert run.model.latent_spec.normalisation not in ("none", "unknown")
+    assert run.model.teacher_spec == run.teacher_spec == TEACHER.build().spec
+    everything = packed.everything()
+    latents, said = everything.read(range(len(everything)))
+    np.save(tmp_path / "latents.npy", latents.numpy())
+    np.save(tmp_path / "features.npy", said.patches.numpy())
+    files = NpyPairsConfig(
+        latents=str(tmp_path / "latents.npy"),
+        features=str(tmp_path / "features.npy"),
+        space=space,
+        stored="normalised",
+        resolution=SIDE,
+        held_out_share=0.2,
+    )
+    train(recipe_of(replace(STAGE, batch=4), data=files, model=model), tmp_path / "npy")
+    assert latelier.load(tmp_path / "npy" / "model").teacher_spec is None
+    assert message(ValueError, lambda: train(replace(recipe, model=MODEL), tmp_path / "other")).startswith(
+        "LatentBridge: these latents are of another space ("
+    )
