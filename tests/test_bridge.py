@@ -21,6 +21,7 @@ from latelier.blocks import (
     DINOv2Config,
     DINOv3Config,
     FamilyConfig,
+    FixedResizeConfig,
     Flux2LatentsConfig,
     HOGConfig,
     LatentSpaceConfig,
@@ -184,6 +185,19 @@ def test_names_of_the_card_that_do_not_fit_are_told() -> None:
             {"teacher": DINOv2Config(), "image": 256},
             "LatentBridge: teacher/dinov2: takes sizes divisible by 14, got 256x256; 252x252 would do, and so would "
             "another 'resize'; or place it on the grid of tokens with teacher.for_stride(pixels)",
+        ),
+        (
+            {
+                "teacher": TinyViTConfig(resize=FixedResizeConfig(height=192, width=192)),
+                "head": SpatialHeadConfig(),
+            },
+            "LatentBridge: latents of a 64 pixel image are 8x8, but teacher/tiny_vit has a grid of 12x12; take "
+            "teacher.for_stride(8)",
+        ),
+        (
+            {"teacher": TinyViTConfig(resize=FixedResizeConfig(height=128, width=64))},
+            "LatentBridge: latents of a 64 pixel image are 8x8, but teacher/tiny_vit has a grid of 8x4; take "
+            "teacher.for_stride(8)",
         ),
         (
             {"image": 60},
