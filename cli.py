@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from . import __version__, cli_ablate, cli_cache, cli_latents
+from . import __version__, cli_ablate, cli_cache, cli_latents, cli_pack
 from .cli_common import (
     Accept,
     DataFolder,
@@ -244,6 +244,7 @@ def demo(
 
 app.add_typer(cli_ablate.app)
 app.add_typer(cli_cache.app)
+app.add_typer(cli_pack.app)
 app.add_typer(cli_latents.app)  # without a name: its commands stand beside those above
 
 

@@ -6,10 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from .cli_common import Accept, Device, find_device, make_console, show_progress
+from .cli_common import Accept, Device, find_device, find_recipe, find_teacher, make_console, show_progress
 
 if TYPE_CHECKING:
-    from .blocks.slots import TeacherConfig
     from .training import Recipe
 
 app = typer.Typer()
@@ -63,7 +62,7 @@ def cache_command(
     """
     from .training import FolderSource, cache_features, every_picture, list_images
 
-    made = _recipe(recipe, settings or ())
+    made = find_recipe(recipe, settings or ())
     source: Any
     if data is not None:
         source = FolderSource(data, list_images(data, where="--data"), on_error=on_error)
@@ -75,7 +74,7 @@ def cache_command(
 
     with show_progress("caching", quiet=not leads) as report:
         cache = cache_features(
-            _teacher(teacher, made, stride),
+            find_teacher(teacher, made, stride, command="cache"),
             source,
             out,
             resolution=resolution or _resolution(made),
@@ -99,37 +98,6 @@ def cache_command(
             highlight=False,
         )
         console.print(f"train from it: --set teacher=cached:{out} --set stages.main.crop=central", highlight=False)
-
-
-def _recipe(name: str | None, settings: Any) -> "Recipe | None":
-    from .recipes import find
-
-    if name is None:
-        if settings:
-            raise ValueError("--set: changes a recipe, and there is none; name it with --recipe")
-        return None
-    return find(name, settings)
-
-
-def _teacher(text: str | None, recipe: "Recipe | None", stride: int | None) -> "TeacherConfig":
-    """A teacher from its short form, its kind, or its JSON; without any, that of the recipe."""
-    import json
-
-    from .blocks.registry import decode
-    from .blocks.slots import TeacherConfig
-
-    if text is not None:
-        try:
-            described = json.loads(text)
-        except json.JSONDecodeError:
-            described = text
-        found = decode(described, TeacherConfig, where="TEACHER")
-    elif recipe is not None and recipe.teacher is not None:
-        found = recipe.teacher
-    else:
-        whose = "" if recipe is None else f" and the recipe {recipe.name!r} has none"
-        raise ValueError(f"cache: no teacher is named{whose}; name one, such as hog or dinov3:vits16")
-    return found if stride is None else found.for_stride(stride)
 
 
 def _resolution(recipe: "Recipe | None") -> int:

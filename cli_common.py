@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 if TYPE_CHECKING:
     import torch
 
-    from .blocks.slots import ProbeConfig
+    from .blocks.slots import ProbeConfig, TeacherConfig
     from .training import Recipe, Run
 
 Device = Annotated[
@@ -51,7 +51,9 @@ Swaps = Annotated[
 ]
 DataFolder = Annotated[
     Path | None,
-    typer.Option("--data", help="folder of images, any depth, in place of the recipe's data", metavar="DIR"),
+    typer.Option(
+        "--data", help="folder of images, any depth, or a pack of pairs, in place of the recipe's data", metavar="DIR"
+    ),
 ]
 
 
@@ -137,13 +139,47 @@ def show_progress(what: str, *, quiet: bool = False) -> Iterator[Callable[[Any, 
 
 
 def with_data(recipe: "Recipe", data: Path | None) -> "Recipe":
-    """The recipe on the pictures of a folder, where one is given."""
-    from .training import FolderDataConfig
+    """The recipe on the pictures of a folder or, where it learns from pairs, on a pack, where one is given."""
+    from .training import FolderDataConfig, PairsConfig
 
     if data is None:
         return recipe
+    if any(stage.latents == "data" for stage in recipe.stages):
+        return replace(recipe, data=PairsConfig(path=str(data)))
     base = recipe.data if isinstance(recipe.data, FolderDataConfig) else FolderDataConfig()
     return replace(recipe, data=replace(base, path=str(data)))
+
+
+def find_recipe(name: str | None, settings: Sequence[str]) -> "Recipe | None":
+    """The recipe that an option names, changed by settings; None where there is none."""
+    from .recipes import find
+
+    if name is None:
+        if settings:
+            raise ValueError("--set: changes a recipe, and there is none; name it with --recipe")
+        return None
+    return find(name, settings)
+
+
+def find_teacher(text: str | None, recipe: "Recipe | None", stride: int | None, *, command: str) -> "TeacherConfig":
+    """A teacher from its short form, its kind, or its JSON; without any, that of the recipe."""
+    import json
+
+    from .blocks.registry import decode
+    from .blocks.slots import TeacherConfig
+
+    if text is not None:
+        try:
+            described = json.loads(text)
+        except json.JSONDecodeError:
+            described = text
+        found = decode(described, TeacherConfig, where="TEACHER")
+    elif recipe is not None and recipe.teacher is not None:
+        found = recipe.teacher
+    else:
+        whose = "" if recipe is None else f" and the recipe {recipe.name!r} has none"
+        raise ValueError(f"{command}: no teacher is named{whose}; name one, such as hog or dinov3:vits16")
+    return found if stride is None else found.for_stride(stride)
 
 
 def find_probe(text: str) -> "ProbeConfig":

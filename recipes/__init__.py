@@ -8,6 +8,7 @@ from collections.abc import Callable
 from ..training.recipe import Recipe, StageConfig
 from . import demo
 from .ablate import ablate, collect
+from .bridges import bridge, dinac_to_dinov3, flux2_to_dinov3, flux_to_dinov2, sana_to_dinov3, sd_to_dinov2, sd_to_flux2
 from .cells import CellBusyError, summary_of
 from .costs import StepCost, count_step, with_steps
 from .dinac_ae import dinac_ae, dinac_ae_d2
@@ -33,8 +34,15 @@ RECIPES: dict[str, Callable[..., Recipe]] = {
     "capacitor_decoder": capacitor_decoder,
     "dinac_ae": dinac_ae,
     "dinac_ae_d2": dinac_ae_d2,
+    "sd_to_dinov2": sd_to_dinov2,
+    "flux_to_dinov2": flux_to_dinov2,
+    "flux2_to_dinov3": flux2_to_dinov3,
+    "sana_to_dinov3": sana_to_dinov3,
+    "dinac_to_dinov3": dinac_to_dinov3,
+    "sd_to_flux2": sd_to_flux2,
     "demo/semdisdiffae": demo.semdisdiffae,
     "demo/dinac_ae": demo.dinac_ae,
+    "demo/bridge": demo.bridge,
 }
 
 __all__ = [
@@ -47,14 +55,18 @@ __all__ = [
     "StepCost",
     "Variant",
     "ablate",
+    "bridge",
     "capacitor_decoder",
     "collect",
     "count_step",
     "demo",
     "dinac_ae",
     "dinac_ae_d2",
+    "dinac_to_dinov3",
     "find",
     "find_source",
+    "flux2_to_dinov3",
+    "flux_to_dinov2",
     "full_capacitor",
     "grid",
     "imports_of",
@@ -63,6 +75,9 @@ __all__ = [
     "measure_run",
     "parse_axes",
     "run_job",
+    "sana_to_dinov3",
+    "sd_to_dinov2",
+    "sd_to_flux2",
     "semdisdiffae",
     "semdisdiffae_p32",
     "semdisdiffae_p32_v2",

@@ -3,22 +3,40 @@
 from dataclasses import replace
 from typing import TypeVar
 
+from ..blocks.adapters import ResidualStemConfig
 from ..blocks.corruption import RandomTokenLogSNRConfig
 from ..blocks.dit import DiTBlockConfig
 from ..blocks.fcdm import FCDMBlockConfig
+from ..blocks.feature_heads import LinearHeadConfig
 from ..blocks.hog import HOGConfig
+from ..blocks.latent_space import UNKNOWN, LatentSpec
 from ..blocks.registry import Part, fields
-from ..blocks.slots import BlockConfig, DataConfig, EncoderConfig, TeacherConfig
+from ..blocks.slots import (
+    BlockConfig,
+    DataConfig,
+    EncoderConfig,
+    FeatureHeadConfig,
+    LatentSpaceConfig,
+    LatentStemConfig,
+    TeacherConfig,
+    TokenBodyConfig,
+)
 from ..blocks.stack import SkipDecoderConfig, StackEncoderConfig
+from ..blocks.token_body import TransformerBodyConfig
 from ..blocks.vp import WithPureNoiseConfig
+from ..evaluation.bridge_val import BridgeValConfig
 from ..evaluation.protocols import ArchetypePSNRConfig
 from ..evaluation.robustness import TokenRobustnessConfig
+from ..families.bridge import LatentBridgeConfig
 from ..families.diffae import DiffAEConfig, DinacAEConfig
+from ..families.model_space import ModelSpaceConfig
+from ..training.bridge_terms import bridge_objective
 from ..training.crops import NativeCropConfig
 from ..training.objectives import LatentScaleConfig, VarianceExpansionConfig, VPReconstructionConfig
 from ..training.optimisers import AdamWConfig, CosineRateConfig
+from ..training.pairs import PairsConfig
 from ..training.recipe import Recipe, StageConfig
-from ..training.sources import PhotographsConfig
+from ..training.sources import HELD_OUT_PHOTOGRAPHS, PhotographsConfig
 from ..training.starts import PCAStartConfig
 from .dinac_ae import OBJECTIVE as DINAC_OBJECTIVE
 from .dinac_ae import token_head
@@ -132,4 +150,44 @@ def dinac_ae(
             ),
         ),
         probes=(TokenRobustnessConfig(), TokenRobustnessConfig(relative_to="unit")),
+    )
+
+
+def bridge(
+    *,
+    space: LatentSpaceConfig = ModelSpaceConfig(
+        path="runs/demo",
+        known=LatentSpec(source=DiffAEConfig.kind, channels=LATENT, stride=PATCH, normalisation=UNKNOWN),
+    ),
+    teacher: TeacherConfig = HOGConfig(patch=8),
+    stem: LatentStemConfig = ResidualStemConfig(mid=64, out=128),
+    body: TokenBodyConfig = TransformerBodyConfig(width=128, depth=3, heads=4, table=8),
+    head: FeatureHeadConfig = LinearHeadConfig(),
+    data: DataConfig = PairsConfig(path="runs/demo_bridge/pairs", held_out_names=HELD_OUT_PHOTOGRAPHS),
+    steps: int = 1000,
+) -> Recipe:
+    """A small bridge from the latents of a demo's autoencoder to HOG; ``make bridge-demo`` packs pairs and trains it.
+
+    Pairs are crops of 64 pixels. The teacher is placed on a grid of 8 x 8.
+    """
+    stage = StageConfig(
+        steps=steps,
+        batch=64,
+        resolution=64,
+        latents="data",
+        objective=bridge_objective(),
+        optimiser=AdamWConfig(rate=1e-3, weight_decay=0.05),
+        rate=CosineRateConfig(warm_up=50),
+        ema=0.99,
+        checkpoint_every=max(1, steps // 4),
+        log_every=5,
+    )
+    teacher = teacher.for_stride(PATCH)
+    return Recipe(
+        name="demo/bridge",
+        model=LatentBridgeConfig(space=space, teacher=teacher, stem=stem, body=body, head=head, image=64),
+        teacher=teacher,
+        data=data,
+        stages=(stage,),
+        evaluation=(BridgeValConfig(),),
     )

@@ -38,8 +38,15 @@ SIZES = {  # parameters, latent channels, stride
     "capacitor_decoder": (61_933_184, 128, 16),
     "dinac_ae": (134_941_184, 128, 16),
     "dinac_ae_d2": (154_216_192, 128, 16),
+    "sd_to_dinov2": (61_221_888, 4, 8),
+    "flux_to_dinov2": (61_249_536, 16, 8),
+    "flux2_to_dinov3": (61_507_584, 128, 16),
+    "sana_to_dinov3": (61_286_400, 32, 32),
+    "dinac_to_dinov3": (61_507_584, 128, 16),
+    "sd_to_flux2": (60_729_728, 4, 8),
     "demo/semdisdiffae": (487_840, 32, 8),
     "demo/dinac_ae": (622_752, 32, 8),
+    "demo/bridge": (860_580, 32, 8),
 }
 
 every_recipe = pytest.mark.parametrize("name", RECIPES)
@@ -130,7 +137,7 @@ def test_the_teacher_changes_with_the_width_of_its_head() -> None:
 
 def test_the_teachers_are_the_published_ones_on_the_grid_of_the_latents() -> None:
     on_16, on_32 = StrideResizeConfig(stride=16), StrideResizeConfig(stride=32)
-    assert {name: RECIPES[name]().teacher for name in RECIPES if "dis" in name or "dinac" in name} == {
+    assert {name: RECIPES[name]().teacher for name in RECIPES if "dis" in name or "dinac_ae" in name} == {
         "semdisdiffae": DINOv2Config(size="vits14", resize=on_16),
         "semdisdiffae_p32": DINOv2Config(size="vits14", resize=on_32),
         "semdisdiffae_p32_v2": DINOv3Config(size="convnext_base"),
@@ -306,8 +313,7 @@ stages:
         ("semdisdifae", "recipe: none is named 'semdisdifae'; did you mean 'semdisdiffae'?"),
         (
             "xyz",
-            "recipe: none is named 'xyz'; known: 'semdisdiffae', 'semdisdiffae_p32', 'semdisdiffae_p32_v2', "
-            "'full_capacitor', 'capacitor_decoder', 'dinac_ae', 'dinac_ae_d2', 'demo/semdisdiffae', 'demo/dinac_ae'",
+            f"recipe: none is named 'xyz'; known: {', '.join(map(repr, RECIPES))}",
         ),
         ("nope.py:tiny", "recipe: there is no Python file 'nope.py'"),
         ("nope.json", "recipe: there is no file 'nope.json'"),
@@ -373,7 +379,8 @@ def test_what_cannot_be_found_is_told(name: str, message: str, here: Path) -> No
         ("stages.mian.steps=2", "config.stages: has no item 'mian'; did you mean 'main'?"),
         (
             "stages.main.precision=bf16",
-            "config.stages.0.precision: takes 'auto' or 'float32' or 'bfloat16', got 'bf16'; did you mean 'bfloat16'?",
+            "config.stages.0.precision: takes 'auto' or 'float32' or 'bfloat16' or 'float16', got 'bf16'; "
+            "did you mean 'bfloat16'?",
         ),
         (
             "stages.main.resolution=250",
