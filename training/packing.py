@@ -42,7 +42,7 @@ from ..families.pair_shards import (
     sidecar,
     write_pair_shard,
 )
-from ..families.pairs import INDEX, PairFolder, PlannedShard, read_index, write_index
+from ..families.pairs import INDEX, PairFolder, PlannedShard, read_index, shard_numbers, write_index
 from .cache_plan import lock, told
 from .cached import computing_teacher
 from .caching import SHARD_BYTES, OnImage, Views
@@ -50,6 +50,9 @@ from .crops import NativeCropConfig, central_view
 from .world import World, join
 
 CROP = NativeCropConfig()
+
+SCALE_ROWS = 1024
+"""Of the first shard, whose latents' scale is looked at."""
 
 
 def pack(
@@ -106,6 +109,7 @@ def pack(
     if crops < 0 or (flips and crops):
         raise ValueError(f"crops: takes a number of crops, some of them mirrored, in place of flips; got {crops}")
     computing = computing_teacher(teacher)
+    _check_settings(space, computing, resolution=resolution, dtype=dtype, shard_pictures=shard_pictures)
     with join(device) as world:
         makers = Makers(space.build().to(world.device), computing.build().to(world.device).eval(), world.device)
         layout = _layout(
@@ -147,6 +151,20 @@ class Makers:
 # --- the plan -----------------------------------------------------------------------------------------------------
 
 
+def _check_settings(
+    space: LatentSpaceConfig, teacher: TeacherConfig, *, resolution: int, dtype: str, shard_pictures: int | None
+) -> None:
+    """Refuse what can be refused before weights are read."""
+    for name, value in (("resolution", resolution), ("shard_pictures", shard_pictures)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name}: must be at least 1, got {value}")
+    if dtype not in ("float16", "float32"):
+        raise ValueError(f"dtype: .npy files of pairs hold float16 or float32, got {dtype!r}")
+    if resolution % space.stride:
+        raise ValueError(f"resolution: must be divisible by the stride {space.stride} of the latents, got {resolution}")
+    teacher.grid_of((resolution, resolution))
+
+
 def _layout(
     makers: Makers,
     teacher: TeacherConfig,
@@ -159,15 +177,6 @@ def _layout(
     thumbnails: bool,
     shard_pictures: int | None,
 ) -> PairLayout:
-    for name, value in (("resolution", resolution), ("shard_pictures", shard_pictures)):
-        if value is not None and value < 1:
-            raise ValueError(f"{name}: must be at least 1, got {value}")
-    if dtype not in ("float16", "float32"):
-        raise ValueError(f"dtype: .npy files of pairs hold float16 or float32, got {dtype!r}")
-    if resolution % makers.space.stride:
-        raise ValueError(
-            f"resolution: must be divisible by the stride {makers.space.stride} of the latents, got {resolution}"
-        )
     grey = torch.zeros(1, 3, resolution, resolution, device=makers.device)
     seen, latents = makers.describe(grey), makers.encode(grey, seed=0)
     has_cls, features = cls and seen.cls is not None, makers.teacher.spec.features
@@ -208,28 +217,29 @@ def _write_plan(
     twice = [name for name, times in Counter(names).items() if times > 1]
     if twice:
         raise ValueError(f"data: two pictures are called {twice[0]!r}; pairs are told apart by name")
-    if (folder / INDEX).is_file():
-        stored, planned = read_index(folder)
-    else:
-        stored, planned = None, list(_orphans(folder, say))
-        if planned:
-            stored = read_sidecar(folder / sidecar(planned[0].number)).layout
+    stored, planned = read_index(folder) if (folder / INDEX).is_file() else (None, [])
+    planned += _strays(folder, {shard.number for shard in planned}, say)
+    if stored is None and planned:
+        stored = read_sidecar(folder / sidecar(planned[0].number)).layout
     if stored is not None:
         ours = layout if sized else replace(layout, shard_pictures=stored.shard_pictures)
         ours.check(stored, where=str(folder), accept=accept)
         layout = stored
-    available, kept = set(names), []
+    available, kept, placed = set(names), [], set[str]()
     for shard in planned:
-        problem = problem_of(folder, shard.number, layout=layout, verify=verify)
-        made = (folder / sidecar(shard.number)).is_file()
+        file = sidecar(shard.number)
+        problem = problem_of(folder, shard.number, layout=layout, pictures=shard.pictures, verify=verify)
         if problem is not None:
-            if made:
-                say(f"{sidecar(shard.number)}: {problem}; it is made anew")
-                (folder / sidecar(shard.number)).unlink()
+            if (folder / file).is_file():
+                say(f"{file}: {problem}; it is made anew")
+                (folder / file).unlink()
             if not available.issuperset(shard.pictures):  # pictures of it are gone
                 continue
+        if not placed.isdisjoint(shard.pictures):
+            again = min(placed.intersection(shard.pictures))
+            raise PairsError(f"{folder / file}: holds {again!r}, which another shard holds too; move it elsewhere")
+        placed.update(shard.pictures)
         kept.append(shard)
-    placed = {name for shard in kept for name in shard.pictures}
     new, full = [name for name in names if name not in placed], layout.shard_pictures
     chunks = [tuple(new[first : first + full]) for first in range(0, len(new), full)]
     taken = {shard.number for shard in kept}
@@ -238,17 +248,17 @@ def _write_plan(
     write_index(folder, layout, sorted(kept, key=lambda shard: shard.number))
 
 
-def _orphans(folder: Path, say: Callable[[str], None]) -> Iterator[PlannedShard]:
-    """Shards whose index is lost."""
-    for path in sorted(folder.glob(SIDECARS)):
-        number = int(path.stem.rpartition("-")[2])
+def _strays(folder: Path, listed: Collection[int], say: Callable[[str], None]) -> Iterator[PlannedShard]:
+    """Shards that no index lists: it was lost, or they were copied into the folder."""
+    for number in shard_numbers(folder):
+        if number in listed:
+            continue
         problem = problem_of(folder, number)
         if problem is None:
-            shard = read_sidecar(path)
-            yield PlannedShard(number, (*shard.pictures, *shard.unreadable))
+            yield PlannedShard(number, read_sidecar(folder / sidecar(number)).planned)
         else:
-            say(f"{path.name}: {problem}; it is made anew")
-            path.unlink()
+            say(f"{sidecar(number)}: {problem}; it is made anew")
+            (folder / sidecar(number)).unlink()
 
 
 # --- the work -----------------------------------------------------------------------------------------------------
@@ -283,10 +293,10 @@ def _make(
     side = layout.resolution
     cut = partial(_cut, side, layout.seed)
     loaded = Views(source, batches, views=layout.views, side=side, cut=cut).loaded(workers=workers, device=world.device)
-    done, total, looked = 0, sum(len(shard.pictures) for shard in mine), False
+    done, total = 0, sum(len(shard.pictures) for shard in mine)
     for turn in range(-(-len(waiting) // world.size)):
         if turn < len(mine):
-            number, parts, readable = mine[turn].number, [], []
+            number, parts = mine[turn].number, []
             unreadable: dict[str, str] = {}
             for part, names in enumerate(chunks[turn]):
                 made = next(loaded)
@@ -299,9 +309,7 @@ def _make(
                 rows = [len(each) * i + j for i, name in enumerate(names) if name not in reasons for j in each]
                 if rows:
                     seed = address(layout.seed, "posterior", number, part)
-                    parts += _rows_of(makers, layout, there, pixels[rows], batch=batch, seed=seed, look=not looked)
-                    looked = True
-                readable += there
+                    parts += _rows_of(makers, layout, there, pixels[rows], batch=batch, seed=seed)
                 done += len(names)
                 if on_image is not None:
                     on_image(names[-1], done, total)
@@ -309,22 +317,23 @@ def _make(
                 say(f"skipped {name}: {reason}")
             empty = {name: np.zeros(shape, kind) for name, (kind, shape) in layout.shapes(0).items()}
             arrays = {name: np.concatenate([none, *(part[name] for part in parts)]) for name, none in empty.items()}
+            if not turn and parts:  # many pictures, because one says little
+                some = arrays[LATENTS][:: max(1, len(arrays[LATENTS]) // SCALE_ROWS)]
+                check_scale(torch.from_numpy(some).float(), layout.latent_spec, where="pack")
             with told(folder, sidecar(number), shards=SIDECARS):
-                write_pair_shard(folder, number, layout, readable, arrays, unreadable)
+                write_pair_shard(folder, number, layout, mine[turn].pictures, arrays, unreadable)
         world.wait()  # after each, because processes that wait too long for one another are given up
 
 
 def _rows_of(
-    makers: Makers, layout: PairLayout, names: Sequence[str], pixels: Pixels, *, batch: int, seed: int, look: bool
+    makers: Makers, layout: PairLayout, names: Sequence[str], pixels: Pixels, *, batch: int, seed: int
 ) -> list[dict[str, NDArray[Any]]]:
-    """The rows of some pictures, ``batch`` at a time; ``look`` looks at the scale of their latents."""
+    """The rows of some pictures, ``batch`` at a time."""
     found = []
     row_names = layout.row_names(names)
     for first in range(0, len(pixels), batch):
         images = to_signed(pixels[first : first + batch].to(makers.device, non_blocking=True))
         latents, features = makers.encode(images, seed=seed + first), makers.describe(images)
-        if look and not first:
-            check_scale(latents, layout.latent_spec, where="pack")
         arrays = {LATENTS: latents, FEATURES: features.patches}
         if layout.has_cls:
             assert features.cls is not None
