@@ -11,9 +11,12 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any, BinaryIO, Protocol, TypeVar, runtime_checkable
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import save
 from torch import Tensor, nn
 
@@ -102,6 +105,21 @@ def save_folder(model: nn.Module, folder: str | Path, *, header: Mapping[str, An
 def read_config(path: Path) -> dict[str, Any]:
     """Return the JSON object that a file holds; raises :class:`CheckpointError` for anything else."""
     return _parse(path.read_bytes(), str(path))
+
+
+def map_npy(path: Path) -> NDArray[Any]:
+    """Map a ``.npy`` file, to be read alone.
+
+    Raises:
+        FileNotFoundError: there is none.
+        CheckpointError: it is cut short, or something else; archives and pickles are.
+    """
+    try:
+        return np.lib.format.open_memmap(path, mode="r")
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError, EOFError, OverflowError, SyntaxError, TokenError) as error:  # numpy parses its header
+        raise CheckpointError(f"{path}: is no whole .npy file ({' '.join(str(error).split())})") from None
 
 
 def _parse(text: str | bytes, where: str) -> dict[str, Any]:

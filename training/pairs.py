@@ -20,6 +20,7 @@ from ..blocks.latent_space import LatentSpec, check_scale
 from ..blocks.registry import PartError, part
 from ..blocks.slots import DataConfig, LatentSpaceConfig, PairSource, TeacherOutput
 from ..blocks.teacher_spec import TeacherSpec
+from ..families.files import CheckpointError, map_npy
 from ..families.pairs import PairFolder
 from .sources import hold_out
 
@@ -51,8 +52,10 @@ class PackedPairs:
         return self.pack.thumbnail(self.rows[index])
 
 
-def held_out_pictures(names: Sequence[str], *, share: float, patterns: Sequence[str] = (), where: str) -> set[str]:
-    """Those of the pictures that are held out.
+def held_out_pictures(
+    names: Sequence[str], *, share: float, patterns: Sequence[str] = (), where: str, what: str = "picture"
+) -> set[str]:
+    """Those of the pictures, or ``what`` has names, that are held out.
 
     Raises:
         PartError: a single picture, or patterns that match none or all.
@@ -60,7 +63,8 @@ def held_out_pictures(names: Sequence[str], *, share: float, patterns: Sequence[
     pictures = list(dict.fromkeys(names))
     if not patterns:
         if len(pictures) < 2:
-            raise PartError(where, f"has {len(pictures)} picture and none can be held out; pack more")
+            count = f"{len(pictures)} {what}{'s' * (len(pictures) != 1)}"
+            raise PartError(where, f"has {count}, of which none can be held out; it takes two at least")
         return hold_out(pictures, share)
     found = {name for name in pictures if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)}
     if not found or len(found) == len(pictures):
@@ -210,7 +214,7 @@ class NpyPairsConfig(DataConfig):
         rows: Sequence[int] = range(len(latents))
         if held_out is not None:
             names = [f"row-{row}" for row in rows]
-            apart = held_out_pictures(names, share=self.held_out_share, where="data.latents")
+            apart = held_out_pictures(names, share=self.held_out_share, where="data.latents", what="row")
             rows = [row for row, name in enumerate(names) if (name in apart) is held_out]
         raw = self.stored == "raw"
         found = NpyPairs(latents, features, cls, rows, space=space, raw=raw, resolution=self.resolution)
@@ -245,14 +249,17 @@ class NpyPairsConfig(DataConfig):
 def _mapped(path: str, where: str, dimensions: int) -> NDArray[Any]:
     file = Path(path).expanduser()
     try:
-        array = np.load(file, mmap_mode="r", allow_pickle=False)
+        array = map_npy(file)
     except FileNotFoundError:
         raise PartError(where, f"{file}: no such file") from None
-    except (OSError, ValueError, EOFError) as error:
-        raise PartError(where, f"{file}: is no whole .npy file ({error})") from None
-    if not isinstance(array, np.ndarray) or array.ndim != dimensions or array.dtype.kind != "f" or not len(array):
-        kind = f"{array.dtype} {list(array.shape)}" if isinstance(array, np.ndarray) else "an archive"
-        raise PartError(where, f"{file}: must hold floating-point rows of {dimensions} dimensions in all, got {kind}")
+    except CheckpointError as error:
+        raise PartError(where, str(error)) from None
+    if array.ndim != dimensions or array.dtype.kind != "f" or not array.size:
+        raise PartError(
+            where,
+            f"{file}: must hold floating-point rows of {dimensions} dimensions in all, got {array.dtype} "
+            f"{list(array.shape)}",
+        )
     return array
 
 
