@@ -8,8 +8,8 @@ A shard holds the views of up to ``shard_pictures`` pictures, one row each, the 
     thumbnails-00000.npy                [n, 3, 64, 64]    uint8, what was seen
 
 ``numpy.load(path, mmap_mode="r")`` maps them. The sidecar ``pairs-00000.json`` is written last: with it the shard is
-whole. It says everything else (both specs, names of rows, types, shapes, SHA-256 of each file), so that a lone shard
-can be read and verified.
+whole. It says everything else (both specs, names of pictures and views, shape and type of a row, SHA-256 of each file
+and of its own other entries), so that a lone shard can be read and verified.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,8 +26,9 @@ from ..blocks.latent_space import LatentSpec
 from ..blocks.registry import PartError, decode, differences, encode
 from ..blocks.slots import LatentSpaceConfig, TeacherConfig
 from ..blocks.teacher_spec import TeacherSpec
+from .feature_cache import CHANGED
 from .feature_shards import FeatureCacheError
-from .files import CheckpointError, read_config, replacing, write_atomically
+from .files import CheckpointError, map_npy, read_config, replacing, write_atomically
 
 LATENTS, FEATURES, CLS, THUMBNAILS = "latents", "features", "cls", "thumbnails"
 SIDECARS = "pairs-*.json"
@@ -144,11 +145,19 @@ class PairShard:
     """What a sidecar says: a whole shard."""
 
     layout: PairLayout
-    pictures: tuple[str, ...]
+    planned: tuple[str, ...]
+    """Pictures that were to be in it."""
     unreadable: dict[str, str]
-    """Pictures that could not be read, with reasons; they have no rows."""
+    """Those of them that could not be read, with reasons; they have no rows."""
     sha256: dict[str, str]
     """By file."""
+    intact: bool
+    """Whether the sidecar says what was written into it."""
+
+    @property
+    def pictures(self) -> tuple[str, ...]:
+        """Those that have rows, in their order."""
+        return tuple(name for name in self.planned if name not in self.unreadable)
 
     @property
     def rows(self) -> int:
@@ -163,24 +172,35 @@ def write_pair_shard(
     folder: Path,
     number: int,
     layout: PairLayout,
-    pictures: Sequence[str],
+    planned: Sequence[str],
     arrays: Arrays,
     unreadable: Mapping[str, str],
 ) -> None:
-    """Write the files of a shard and then its sidecar, each whole or not at all; the same arguments, the same bytes."""
+    """Write the files of a shard and then its sidecar, each whole or not at all; the same arguments, the same bytes.
+
+    ``planned`` names its pictures; ``arrays`` have rows for those that are not ``unreadable``.
+    """
     digests = {}
     for name, array in arrays.items():
         path = folder / layout.file(name, number)
         with replacing(path) as file:
-            np.save(file, np.ascontiguousarray(array), allow_pickle=False)
+            _save(file, np.ascontiguousarray(array))
         digests[path.name] = file_digest(path)
-    content = {
+    content: dict[str, Any] = {
         "layout": layout.encoded(),
-        "pictures": list(pictures),
+        "pictures": [name for name in planned if name not in unreadable],
+        "planned": list(planned),
         "unreadable": dict(unreadable),
         "sha256": digests,
     }
+    content["own_sha256"] = _own_digest(content)
     write_atomically(folder / sidecar(number), json.dumps(content, indent=1) + "\n")
+
+
+def _save(file: BinaryIO, array: NDArray[Any]) -> None:
+    """As ``numpy.save``, whose error on a full disk does not say what is wrong."""
+    np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
+    file.write(array.reshape(-1).view(np.uint8).data)
 
 
 def read_sidecar(path: Path) -> PairShard:
@@ -196,9 +216,14 @@ def read_sidecar(path: Path) -> PairShard:
         raise PairsError(str(error)) from None
     layout = PairLayout.decoded(content.get("layout"), where=str(path))
     try:
-        return PairShard(layout, tuple(content["pictures"]), dict(content["unreadable"]), {**content["sha256"]})
-    except (KeyError, TypeError) as error:
+        intact = content.pop("own_sha256") == _own_digest(content)
+        return PairShard(layout, tuple(content["planned"]), dict(content["unreadable"]), {**content["sha256"]}, intact)
+    except (KeyError, TypeError, ValueError) as error:
         raise PairsError(f"{path}: is no sidecar of pairs ({error!r})") from None
+
+
+def _own_digest(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def file_digest(path: Path) -> str:
@@ -216,31 +241,52 @@ def open_arrays(folder: Path, number: int, shard: PairShard) -> dict[str, NDArra
     for name, (dtype, shape) in shard.layout.shapes(shard.rows).items():
         path = folder / shard.layout.file(name, number)
         try:
-            array = np.load(path, mmap_mode="r", allow_pickle=False)
+            array = map_npy(path)
         except FileNotFoundError:
             raise PairsError(f"{path}: is missing") from None
-        except (ValueError, OSError, EOFError) as error:
-            raise PairsError(f"{path}: is no whole .npy file ({error})") from None
+        except CheckpointError as error:
+            raise PairsError(str(error)) from None
         if (str(array.dtype), array.shape) != (dtype, shape):
             raise PairsError(f"{path}: holds {array.dtype} {list(array.shape)}, not {dtype} {list(shape)}")
         found[name] = array
     return found
 
 
-def problem_of(folder: Path, number: int, *, layout: PairLayout | None = None, verify: bool = False) -> str | None:
-    """What is wrong with a shard, or None; ``verify`` reads all its bytes and compares checksums."""
+def problem_of(
+    folder: Path,
+    number: int,
+    *,
+    layout: PairLayout | None = None,
+    pictures: Sequence[str] | None = None,
+    verify: bool = False,
+) -> str | None:
+    """What is wrong with a shard of the pack ``layout`` and of ``pictures``, or None.
+
+    ``verify`` reads all its bytes and compares checksums.
+
+    Raises:
+        ValueError: it is whole, and of another space, another teacher or other settings.
+    """
     path = folder / sidecar(number)
     try:
         shard = read_sidecar(path)
-        open_arrays(folder, number, shard)
     except FileNotFoundError:
         return "is not made yet"
     except ValueError as error:
-        return str(error).removeprefix(f"{folder}/").removeprefix(f"{path.name}: ")
+        return str(error).removeprefix(f"{path}: ")
+    if not shard.intact:
+        return CHANGED
     if layout is not None and shard.layout.encoded() != layout.encoded():
+        layout.check(shard.layout, where=str(path))
         return "is not of this pack"
-    if verify:
-        for file, digest in shard.sha256.items():
-            if file_digest(folder / file) != digest:
-                return f"{file}: has other bytes than were written (its SHA-256 differs)"
+    if pictures is not None and shard.planned != tuple(pictures):
+        return "is not the one that the index knows"
+    try:
+        open_arrays(folder, number, shard)
+    except PairsError as error:
+        return str(error).removeprefix(f"{folder}/")
+    for array in shard.layout.shapes(shard.rows) if verify else ():
+        file = shard.layout.file(array, number)
+        if file_digest(folder / file) != shard.sha256.get(file):
+            return f"{file}: {CHANGED}"
     return None

@@ -75,6 +75,12 @@ def read_index(folder: Path) -> tuple[PairLayout, list[PlannedShard]]:
     return layout, shards
 
 
+def shard_numbers(folder: Path) -> list[int]:
+    """Of the shards that have a sidecar."""
+    found = [path.stem.rpartition("-")[2] for path in folder.glob(SIDECARS)]
+    return sorted(int(number) for number in found if number.isdigit())
+
+
 class PairFolder:
     """The pairs in a folder: row ``i`` is a view of a picture. Files are mapped when they are first needed.
 
@@ -82,7 +88,8 @@ class PairFolder:
 
     Raises:
         FileNotFoundError: the folder holds no pack.
-        PairsError: its index is lost or damaged, or a shard is not made yet, missing, or of other pairs.
+        PairsError: its index is lost or damaged, or a shard is not made yet or missing.
+        ValueError: it holds a shard of another space or teacher.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -97,7 +104,11 @@ class PairFolder:
         self.layout, planned = read_index(self.folder)
         self.shards: dict[int, PairShard] = {}
         for shard in planned:
-            self.shards[shard.number] = self._whole(shard)
+            self._check(shard.number, pictures=shard.pictures)
+            self.shards[shard.number] = read_sidecar(self.folder / sidecar(shard.number))
+        for number in shard_numbers(self.folder):
+            if number not in self.shards:  # copied into the folder, it may be of another pack
+                problem_of(self.folder, number, layout=self.layout)
         self.pictures: list[str] = []
         """The picture of each row."""
         self.names: list[str] = []
@@ -109,17 +120,13 @@ class PairFolder:
             self._places += [(number, row) for row in range(shard.rows)]
         self._open: dict[int, dict[str, NDArray[Any]]] = {}
 
-    def _whole(self, planned: PlannedShard) -> PairShard:
-        problem = problem_of(self.folder, planned.number, layout=self.layout)
-        if problem is None:
-            shard = read_sidecar(self.folder / sidecar(planned.number))
-            if {*shard.pictures, *shard.unreadable} == set(planned.pictures):
-                return shard
-            problem = "is not the one that the index knows"
-        raise PairsError(
-            f"{self.folder / sidecar(planned.number)}: {problem}; {AGAIN} makes it anew and leaves the others as they "
-            "are"
-        )
+    def _check(self, number: int, *, pictures: Sequence[str] | None = None, verify: bool = False) -> None:
+        problem = problem_of(self.folder, number, layout=self.layout, pictures=pictures, verify=verify)
+        if problem:
+            again = f"{AGAIN} and --verify" if verify else AGAIN
+            raise PairsError(
+                f"{self.folder / sidecar(number)}: {problem}; {again} makes it anew and leaves the others as they are"
+            )
 
     def __getstate__(self) -> dict[str, Any]:
         """Workers map the files anew."""
@@ -153,9 +160,7 @@ class PairFolder:
     def check(self, *, verify: bool = False) -> None:
         """Raise :class:`PairsError` where a shard is not whole; ``verify`` reads all bytes and compares checksums."""
         for number in self.shards:
-            problem = problem_of(self.folder, number, layout=self.layout, verify=verify)
-            if problem:
-                raise PairsError(f"{self.folder}: {problem}; {AGAIN} and --verify makes it anew")
+            self._check(number, verify=verify)
 
     def read(self, rows: Sequence[int]) -> tuple[Tensor, TeacherOutput]:
         """Latents ``[b, z, h, w]`` and features of rows, float32."""
