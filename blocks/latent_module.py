@@ -11,7 +11,7 @@ import contextlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,8 @@ from .weights import CheckpointError, read_tensors, read_weights
 
 SPEC, NORM = "latelier.latent_spec", "latelier.latent_norm"
 """Entries of the header of a file of statistics."""
+
+Seeds = int | Sequence[int]
 
 SLACK = 1e-2
 """How far beyond [-1, 1] resampling and rounding may carry an image."""
@@ -149,11 +151,11 @@ class LatentSpace(nn.Module):
     # --- both ways ------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def encode(self, images: Image, *, generator: torch.Generator | None = None, seed: int | None = None) -> Latent:
+    def encode(self, images: Image, *, generator: torch.Generator | None = None, seed: Seeds | None = None) -> Latent:
         """Normalised latents ``[b, channels, H/stride, W/stride]`` of images in [-1, 1], float32, marked.
 
         Where the space takes a sample of the posterior, its noise comes from ``generator``, or is drawn on the CPU
-        from ``seed``; one of the two must be given.
+        from ``seed``, a number or one for each image; one of the two must be given.
 
         Raises:
             ValueError: a size that does not divide by the stride, a range or a dtype that is none of images.
@@ -162,13 +164,13 @@ class LatentSpace(nn.Module):
 
     @torch.no_grad()
     def encode_raw(
-        self, images: Image, *, generator: torch.Generator | None = None, seed: int | None = None
+        self, images: Image, *, generator: torch.Generator | None = None, seed: Seeds | None = None
     ) -> RawLatent:
         """As :meth:`encode`, before packing and normalisation."""
         return self._mark(self.differentiable_raw(images, generator=generator, seed=seed), self.raw_spec)
 
     def differentiable_raw(
-        self, images: Image, *, generator: torch.Generator | None = None, seed: int | None = None
+        self, images: Image, *, generator: torch.Generator | None = None, seed: Seeds | None = None
     ) -> RawLatent:
         """As :meth:`encode_raw`, not marked, with gradients to the images."""
         self._check_images(images)
@@ -183,10 +185,23 @@ class LatentSpace(nn.Module):
             mode, std = codec.moments(images)
             if not sampled or std is None:
                 return mode
-            source = torch.Generator().manual_seed(seed) if generator is None and seed is not None else generator
-            device = torch.device("cpu") if source is None else source.device
-            noise = torch.randn(mode.shape, generator=source, device=device)
+            if isinstance(seed, int) or generator is not None:
+                source = torch.Generator().manual_seed(seed) if isinstance(seed, int) else generator
+                device = torch.device("cpu") if source is None else source.device
+                noise = torch.randn(mode.shape, generator=source, device=device)
+            else:
+                noise = self._noise_of_each(mode, seed or ())
             return mode + std * noise.to(mode.device)
+
+    def _noise_of_each(self, mode: RawLatent, seeds: Sequence[int]) -> RawLatent:
+        if len(seeds) != len(mode):
+            raise ValueError(
+                f"{self.name}: seed: takes a number, or one for each of {len(mode)} images, got {len(seeds)}"
+            )
+        noise = torch.empty(mode.shape)
+        for row, seed in zip(noise, seeds, strict=True):
+            row.normal_(generator=torch.Generator().manual_seed(seed))
+        return noise
 
     def normalise(self, raw: RawLatent) -> Latent:
         """Raw latents to model space: packed, then normalised; float32, marked. Gradients flow."""

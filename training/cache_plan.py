@@ -19,18 +19,18 @@ LOCK = ".lock"
 
 
 @contextmanager
-def lock(folder: Path) -> Iterator[None]:
+def lock(folder: Path, *, error: type[FeatureCacheError] = FeatureCacheError) -> Iterator[None]:
     """Keep others from writing to the folder; the lock goes with the process, however that ends."""
     import fcntl  # Windows has none, and can still train
 
-    with told(folder, "the folder"):
+    with told(folder, "the folder", error=error):
         folder.mkdir(parents=True, exist_ok=True)
         handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise FeatureCacheError(
+            raise error(
                 f"{folder}: another process is writing to it; wait for its end, or choose another --out"
             ) from None
         yield
@@ -39,16 +39,18 @@ def lock(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def told(folder: Path, what: str, *, shards: str = SHARDS) -> Iterator[None]:
+def told(
+    folder: Path, what: str, *, shards: str = SHARDS, error: type[FeatureCacheError] = FeatureCacheError
+) -> Iterator[None]:
     """Say what a file that cannot be written, on a full disk for one, means for the ``shards`` that are there."""
     try:
         yield
-    except OSError as error:
+    except OSError as refused:
         whole = len(list(folder.glob(shards)))
-        raise FeatureCacheError(
-            f"{folder}: {what} cannot be written ({error.strerror}); {whole} shards are there and stay good; make room "
-            "and run the same command again, which goes on with the next"
-        ) from error
+        raise error(
+            f"{folder}: {what} cannot be written ({refused.strerror}); {whole} shards are there and stay good; make "
+            "room and run the same command again, which goes on with the next"
+        ) from refused
 
 
 def write_plan(

@@ -123,9 +123,9 @@ def pack(
             thumbnails=thumbnails,
             shard_pictures=shard_pictures,
         )
-        with lock(folder) if world.leads else nullcontext():
+        with lock(folder, error=PairsError) if world.leads else nullcontext():
             if world.leads:
-                with told(folder, INDEX, shards=SIDECARS):
+                with told(folder, INDEX, shards=SIDECARS, error=PairsError):
                     _write_plan(folder, layout, source, accept, verify, say, sized=shard_pictures is not None)
             world.wait()
             _make(folder, makers, source, world, batch=batch, workers=workers, on_image=on_image, say=say)
@@ -140,9 +140,9 @@ class Makers:
         self.space, self.teacher, self.device = space, teacher, device
         self.sampled = space.config.spec.posterior == "sample"
 
-    def encode(self, images: Image, *, seed: int) -> Latent:
-        """Normalised latents; ``seed`` is that of the posterior's noise, where it is sampled."""
-        return self.space.encode(images, seed=seed) if self.sampled else self.space.encode(images)
+    def encode(self, images: Image, *, seeds: Sequence[int]) -> Latent:
+        """Normalised latents; ``seeds`` are those of each image's noise, where the posterior is sampled."""
+        return self.space.encode(images, seed=seeds) if self.sampled else self.space.encode(images)
 
     def describe(self, images: Image) -> TeacherOutput:
         return self.teacher(((images + 1) / 2).clamp(0, 1))
@@ -178,7 +178,7 @@ def _layout(
     shard_pictures: int | None,
 ) -> PairLayout:
     grey = torch.zeros(1, 3, resolution, resolution, device=makers.device)
-    seen, latents = makers.describe(grey), makers.encode(grey, seed=0)
+    seen, latents = makers.describe(grey), makers.encode(grey, seeds=[0])
     has_cls, features = cls and seen.cls is not None, makers.teacher.spec.features
     a_row = latents[0].numel() + seen.patches[0].numel() + has_cls * features
     size = len(views) * (a_row * np.dtype(dtype).itemsize + thumbnails * 3 * SIDE**2)
@@ -246,6 +246,16 @@ def _write_plan(
     free = [number for number in range(len(kept) + len(chunks)) if number not in taken]
     kept += [PlannedShard(number, chunk) for number, chunk in zip(free, chunks, strict=False)]
     write_index(folder, layout, sorted(kept, key=lambda shard: shard.number))
+    _leave_none_of_others(folder, layout, {shard.number for shard in kept})
+
+
+def _leave_none_of_others(folder: Path, layout: PairLayout, kept: Collection[int]) -> None:
+    """Delete the arrays of shards that are no longer planned, because their pictures are gone."""
+    for array in layout.shapes(0):
+        for path in folder.glob(layout.file(array, 0).replace("-00000.", "-*.")):
+            number = path.stem.rpartition("-")[2]
+            if number.isdigit() and int(number) not in kept:
+                path.unlink()
 
 
 def _strays(folder: Path, listed: Collection[int], say: Callable[[str], None]) -> Iterator[PlannedShard]:
@@ -298,7 +308,7 @@ def _make(
         if turn < len(mine):
             number, parts = mine[turn].number, []
             unreadable: dict[str, str] = {}
-            for part, names in enumerate(chunks[turn]):
+            for names in chunks[turn]:
                 made = next(loaded)
                 if isinstance(made, ImageReadError):
                     raise made
@@ -308,8 +318,7 @@ def _make(
                 each = range(len(layout.views))
                 rows = [len(each) * i + j for i, name in enumerate(names) if name not in reasons for j in each]
                 if rows:
-                    seed = address(layout.seed, "posterior", number, part)
-                    parts += _rows_of(makers, layout, there, pixels[rows], batch=batch, seed=seed)
+                    parts += _rows_of(makers, layout, there, pixels[rows], batch=batch)
                 done += len(names)
                 if on_image is not None:
                     on_image(names[-1], done, total)
@@ -320,20 +329,22 @@ def _make(
             if not turn and parts:  # many pictures, because one says little
                 some = arrays[LATENTS][:: max(1, len(arrays[LATENTS]) // SCALE_ROWS)]
                 check_scale(torch.from_numpy(some).float(), layout.latent_spec, where="pack")
-            with told(folder, sidecar(number), shards=SIDECARS):
+            with told(folder, sidecar(number), shards=SIDECARS, error=PairsError):
                 write_pair_shard(folder, number, layout, mine[turn].pictures, arrays, unreadable)
         world.wait()  # after each, because processes that wait too long for one another are given up
 
 
 def _rows_of(
-    makers: Makers, layout: PairLayout, names: Sequence[str], pixels: Pixels, *, batch: int, seed: int
+    makers: Makers, layout: PairLayout, names: Sequence[str], pixels: Pixels, *, batch: int
 ) -> list[dict[str, NDArray[Any]]]:
     """The rows of some pictures, ``batch`` at a time."""
     found = []
     row_names = layout.row_names(names)
+    seeds = [address(layout.seed, "posterior", name) for name in row_names]
     for first in range(0, len(pixels), batch):
         images = to_signed(pixels[first : first + batch].to(makers.device, non_blocking=True))
-        latents, features = makers.encode(images, seed=seed + first), makers.describe(images)
+        latents = makers.encode(images, seeds=seeds[first : first + batch])
+        features = makers.describe(images)
         arrays = {LATENTS: latents, FEATURES: features.patches}
         if layout.has_cls:
             assert features.cls is not None
