@@ -9,14 +9,17 @@ EXTRAS := ablations demo dev notebooks peers probes slurm teachers tensorboard v
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo study test bench check lock clean
+.PHONY: help demo bridge-demo study test bench check lock clean
 
 help:  ## list these targets
-	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 14
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 20
 
 demo: .venv/.ready  ## train two small autoencoders on photographs, in minutes on a CPU, and write their reports
 	@.venv/bin/latelier demo --out runs/demo
 	@.venv/bin/latelier demo dinac_ae --out runs/demo_dinac_ae
+
+bridge-demo: .venv/.ready  ## train a bridge from small latents to HOG, and a stem for other latents, and write the report
+	@.venv/bin/latelier demo bridge --out runs/demo_bridge
 
 study: .venv/.ready  ## compare two teachers and two encoders over three seeds, in minutes, and write the report
 	@.venv/bin/latelier ablate demo/teachers_and_encoders --jobs 2 --out runs/study

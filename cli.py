@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Sequence
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,6 +12,7 @@ import typer
 from rich.table import Table
 
 from . import __version__, cli_ablate, cli_cache, cli_latents, cli_pack
+from .cli_bridge_demo import show_bridge_demo
 from .cli_common import (
     Accept,
     DataFolder,
@@ -43,6 +45,7 @@ app = typer.Typer(
 class DemoModel(StrEnum):
     semdisdiffae = "semdisdiffae"
     dinac_ae = "dinac_ae"
+    bridge = "bridge"
 
 
 @app.callback(invoke_without_command=True)
@@ -221,12 +224,12 @@ def report(
 def demo(
     model: Annotated[DemoModel, typer.Argument(help="which of the small models")] = DemoModel.semdisdiffae,
     out: Annotated[
-        Path | None, typer.Option(help="run folder; default: runs/demo, or runs/demo_dinac_ae", metavar="DIR")
+        Path | None, typer.Option(help="run folder; default: runs/demo, runs/demo_dinac_ae, ...", metavar="DIR")
     ] = None,
     settings: Settings = None,
     device: Device = None,
 ) -> None:
-    """Train a small autoencoder on photographs, measure it on unseen ones, and write a report to look at."""
+    """Train a small model on photographs, measure it on unseen ones, and write a report to look at."""
     import torch
 
     from .recipes import find
@@ -234,6 +237,11 @@ def demo(
     # Its maps are too small for more: where others use the cores too, threads only wait for one another.
     torch.set_num_threads(1)
     out = out or Path("runs") / ("demo" if model is DemoModel.semdisdiffae else f"demo_{model.value}")
+    if model is DemoModel.bridge:
+        if settings:
+            raise ValueError("--set: this demo trains four models; change one with `latelier train` instead")
+        show_bridge_demo(out, partial(_train, resume=True, device=device), device=device)
+        return
     _train(find(f"demo/{model.value}", settings or ()), out, resume=True, device=device)
     page = _report(out, None, device)
     console = make_console()

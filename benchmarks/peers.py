@@ -36,7 +36,8 @@ class Peer(Protocol):
     def decode(self, latents: Tensor) -> Tensor: ...
 
 
-def _sizes(model: nn.Module) -> tuple[int, int]:
+def sizes(model: nn.Module) -> tuple[int, int]:
+    """Number and bytes of a module's parameters."""
     return sum(p.numel() for p in model.parameters()), sum(p.nbytes for p in model.parameters())
 
 
@@ -51,7 +52,7 @@ class Ours:
     def __init__(self, config: FamilyConfig) -> None:
         self.model: Any = config.build().eval()
         self.model.to(DEVICE, DTYPE)
-        self.parameters, self.weight_bytes = _sizes(self.model)
+        self.parameters, self.weight_bytes = sizes(self.model)
 
     def inputs(self, direction: str, side: int, batch: int) -> Tensor:
         return _input(direction, side, batch, channels=self.model.latent_channels, stride=self.model.stride)
@@ -70,7 +71,7 @@ class Flux2:
     def __init__(self) -> None:
         self.model: Any = AutoencoderKLFlux2().eval()
         self.model.to(DEVICE, DTYPE)
-        self.parameters, self.weight_bytes = _sizes(self.model)
+        self.parameters, self.weight_bytes = sizes(self.model)
 
     def inputs(self, direction: str, side: int, batch: int) -> Tensor:
         return _input(direction, side, batch, channels=32, stride=8)
@@ -99,9 +100,14 @@ def resident_growth(name: str, direction: str, side: int, batch: int) -> int:
     torch.set_num_threads(THREADS)
     peer = PEERS[name]()
     x = peer.inputs(direction, side, batch)
+    return resident_growth_of(lambda: getattr(peer, direction)(x))
+
+
+def resident_growth_of(call: Callable[[], object]) -> int:
+    """Bytes by which ``call`` raises the resident memory of this process over what it holds before (Linux)."""
     before = _status("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # forgets the highest mark
-    getattr(peer, direction)(x)
+    call()
     return _status("VmHWM") - before
 
 

@@ -56,6 +56,7 @@ from .latent_norm import (
     ScaleShiftConfig,
     WhiteningConfig,
     dewhiten,
+    known_normalisation,
     norm_fingerprint,
     whiten,
 )
@@ -424,6 +425,7 @@ __all__ = [
     "from_transformers",
     "gram_error",
     "inverse_variance",
+    "known_normalisation",
     "last_layers",
     "latent_energy",
     "latent_scale",

@@ -19,7 +19,7 @@ from torch import nn
 
 from .codecs import Codec, DeterministicCodec, KLCodec, Loaded, RAECodec
 from .latent_module import LatentSpace
-from .latent_norm import ChannelNormConfig, PositionNormConfig, ScaleShiftConfig, WhiteningConfig, norm_fingerprint
+from .latent_norm import ChannelNormConfig, PositionNormConfig, ScaleShiftConfig, WhiteningConfig, known_normalisation
 from .latent_space import UNKNOWN, LatentSpec, Posterior
 from .ldm_names import to_diffusers
 from .libraries import installed
@@ -100,10 +100,8 @@ class AutoencoderSpaceConfig(LatentSpaceConfig):
     @property
     def spec(self) -> LatentSpec:
         channels = self.latent * self.patch**2
-        normalisation = UNKNOWN
-        if self.norm.fixed and self.weights is None and self.statistics is None:
-            with torch.device("cpu"):  # the numbers are needed where a model is planned on meta, too
-                normalisation = norm_fingerprint(self.norm, self.norm.statistics(channels))
+        ours = self.weights is None and self.statistics is None
+        normalisation = known_normalisation(self.norm, channels) if ours else UNKNOWN
         return LatentSpec(
             source=self.label,
             channels=channels,

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .latent_space import fingerprint
+from .latent_space import UNKNOWN, fingerprint
 from .registry import part
 from .shapes import Latent
 from .slots import LatentNormConfig, Statistics
@@ -25,6 +25,14 @@ SMALLEST = 1e-12
 def norm_fingerprint(norm: LatentNormConfig, statistics: Statistics) -> str:
     """Fingerprint of statistics, and of those settings of a normaliser that change what they do."""
     return fingerprint(statistics | {name: torch.tensor(value) for name, value in norm.constants.items()})
+
+
+def known_normalisation(norm: LatentNormConfig, channels: int) -> str:
+    """What a spec says of a normaliser before anything is read: its fingerprint, or ``UNKNOWN`` without statistics."""
+    if not norm.fixed:
+        return UNKNOWN
+    with torch.device("cpu"):  # the numbers are needed where a model is planned on meta, too
+        return norm_fingerprint(norm, norm.statistics(channels))
 
 
 def _moments(z: Latent) -> Float[Tensor, "two z"]:

@@ -1,6 +1,6 @@
 """One page about a bridge: its numbers beside what it must beat, where it errs, what it sees, how it learned."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -14,7 +14,7 @@ from torch import Tensor
 from ..blocks.slots import PairSource, TeacherOutput
 from ..families.files import write_atomically
 from . import page
-from .bridge_measure import BRIDGE, bridge_gain, bridge_row
+from .bridge_measure import BRIDGE, LINEAR, bridge_gain, bridge_row, share_of_gain
 from .bridge_val import BridgeValConfig, MeasuredPair
 from .charts import Series, heat_map, line_chart, smoothed
 from .gallery import chosen
@@ -77,8 +77,12 @@ def write_bridge_report(
     *,
     protocol: BridgeValConfig | None = None,
     most: int = 12,
+    stems: Mapping[str, Result] | None = None,
 ) -> Path:
     """Write ``RUN/report.html`` and return its path.
+
+    ``stems`` are results by title of bridges from other spaces that have this one's body and head, whose stems alone
+    were trained: how much of its gain they reach has a section of its own.
 
     Shows at most ``most`` of the held-out pairs, those that went worst and the rest evenly spread over the ranks.
     Reads ``evaluation/<protocol>.json`` (which must exist), and ``recipe.json``, ``metrics.jsonl`` and
@@ -97,6 +101,7 @@ def write_bridge_report(
         [
             _header(title, model, result, metrics, seconds),
             _numbers(result),
+            _stems(result, stems or {}),
             _maps(result),
             _pictures(views, result),
             training_section(metrics, unseen="held-out pairs", more=_shares(metrics)),
@@ -226,6 +231,31 @@ def _numbers(result: Result) -> str:
     words = page.facts(known)
     text = "".join(page.paragraph(escape(note), "note") for note in notes)
     return page.section("Numbers", table, text, f"<h3>What they are</h3>{words}")
+
+
+def _stems(whole: Result, stems: Mapping[str, Result]) -> str:
+    if not stems:
+        return ""
+    results = {"this bridge": whole, **stems}
+    cells = []
+    for title, result in results.items():
+        ours, linear = (bridge_row(result, name)["metrics"] for name in (BRIDGE, LINEAR))
+        latent = " × ".join(map(str, result["pairs"]["latent"]))
+        cells.append(
+            [
+                title,
+                latent,
+                *(number(numbers["nmse_energy"]) for numbers in (linear, ours)),
+                f"{100 * bridge_gain(result):.0f} %",
+                f"{100 * share_of_gain(result, whole):.0f} %",
+            ]
+        )
+    head = ["", "latents", "NMSE, linear", "NMSE, bridge", "gain", "share of this bridge's"]
+    text = (
+        "Body and head are this bridge's, frozen; a new stem was trained for another latent space. The gain is by how "
+        "much the error is below that of a linear map from the same latents."
+    )
+    return page.section("Other latent spaces, the same body", page.paragraph(text, "note"), page.table(head, cells))
 
 
 def _plain(value: Any) -> str:

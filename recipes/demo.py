@@ -30,7 +30,7 @@ from ..evaluation.robustness import TokenRobustnessConfig
 from ..families.bridge import LatentBridgeConfig
 from ..families.diffae import DiffAEConfig, DinacAEConfig
 from ..families.model_space import ModelSpaceConfig
-from ..training.bridge_terms import bridge_objective
+from ..training.bridge_terms import BridgeCosineConfig, BridgeMSEStandardisedConfig
 from ..training.crops import NativeCropConfig
 from ..training.objectives import LatentScaleConfig, VarianceExpansionConfig, VPReconstructionConfig
 from ..training.optimisers import AdamWConfig, CosineRateConfig
@@ -160,22 +160,23 @@ def bridge(
         known=LatentSpec(source=DiffAEConfig.kind, channels=LATENT, stride=PATCH, normalisation=UNKNOWN),
     ),
     teacher: TeacherConfig = HOGConfig(patch=8),
-    stem: LatentStemConfig = ResidualStemConfig(mid=64, out=128),
-    body: TokenBodyConfig = TransformerBodyConfig(width=128, depth=3, heads=4, table=8),
+    stem: LatentStemConfig = ResidualStemConfig(mid=48, out=96),
+    body: TokenBodyConfig = TransformerBodyConfig(width=WIDTH, depth=2, heads=4, table=8),
     head: FeatureHeadConfig = LinearHeadConfig(),
     data: DataConfig = PairsConfig(path="runs/demo_bridge/pairs", held_out_names=HELD_OUT_PHOTOGRAPHS),
-    steps: int = 1000,
+    steps: int = 500,
 ) -> Recipe:
     """A small bridge from the latents of a demo's autoencoder to HOG; ``make bridge-demo`` packs pairs and trains it.
 
-    Pairs are crops of 64 pixels. The teacher is placed on a grid of 8 x 8.
+    Pairs are crops of 64 pixels, and the teacher's grid is 8 x 8. HOG's tokens are short, so that raw errors of them
+    would weigh nothing: they are divided by their deviations first.
     """
     stage = StageConfig(
         steps=steps,
         batch=64,
         resolution=64,
         latents="data",
-        objective=bridge_objective(),
+        objective=(BridgeCosineConfig(), BridgeMSEStandardisedConfig(weight=1.0)),
         optimiser=AdamWConfig(rate=1e-3, weight_decay=0.05),
         rate=CosineRateConfig(warm_up=50),
         ema=0.99,

@@ -1,0 +1,29 @@
+"""What `latelier demo bridge` says."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .cli_common import make_console
+
+if TYPE_CHECKING:
+    from .training import Recipe
+
+
+def show_bridge_demo(out: Path, train: "Callable[[Recipe, Path], None]", *, device: str | None) -> None:
+    """Run the demo of bridges, show its tables, and what a new stem reaches."""
+    from .evaluation import bridge_gain, results_table, share_of_gain
+    from .recipes.bridge_demo import bridge_demo
+
+    console = make_console()
+    found = bridge_demo(out, train=train, device=device, say=lambda text: console.print(text, highlight=False))
+    for result in found.results.values():
+        console.print(results_table([result]))
+    whole, stem = found.results["bridge"], found.results["stem"]
+    console.print(
+        f"\nthe bridge's error is {100 * bridge_gain(whole):.0f} % below the linear baseline's; a new stem before its "
+        f"frozen body reaches {100 * share_of_gain(stem, whole):.0f} % of that gain in another latent space",
+        highlight=False,
+    )
+    console.print(f"report:  {found.report.resolve()}", highlight=False)
+    console.print(f"bridge:  {out / 'bridge' / 'model'}", highlight=False)
