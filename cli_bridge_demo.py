@@ -20,10 +20,10 @@ def show_bridge_demo(out: Path, train: "Callable[[Recipe, Path], None]", *, devi
     for result in found.results.values():
         console.print(results_table([result]))
     whole, stem = found.results["bridge"], found.results["stem"]
-    console.print(
-        f"\nthe bridge's error is {100 * bridge_gain(whole):.0f} % below the linear baseline's; a new stem before its "
-        f"frozen body reaches {100 * share_of_gain(stem, whole):.0f} % of that gain in another latent space",
-        highlight=False,
-    )
+    gain = bridge_gain(whole)
+    console.print(f"\nthe bridge's error is {100 * gain:.0f} % below the linear baseline's", highlight=False)
+    if gain > 0:
+        share = f"{100 * share_of_gain(stem, whole):.0f} % of that gain in another latent space"
+        console.print(f"a new stem before its frozen body reaches {share}", highlight=False)
     console.print(f"report:  {found.report.resolve()}", highlight=False)
     console.print(f"bridge:  {out / 'bridge' / 'model'}", highlight=False)

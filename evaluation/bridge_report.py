@@ -247,7 +247,7 @@ def _stems(whole: Result, stems: Mapping[str, Result]) -> str:
                 latent,
                 *(number(numbers["nmse_energy"]) for numbers in (linear, ours)),
                 f"{100 * bridge_gain(result):.0f} %",
-                f"{100 * share_of_gain(result, whole):.0f} %",
+                f"{100 * share_of_gain(result, whole):.0f} %" if bridge_gain(whole) > 0 else "–",
             ]
         )
     head = ["", "latents", "NMSE, linear", "NMSE, bridge", "gain", "share of this bridge's"]

@@ -46,7 +46,7 @@ SIZES = {  # parameters, latent channels, stride
     "sd_to_flux2": (60_729_728, 4, 8),
     "demo/semdisdiffae": (487_840, 32, 8),
     "demo/dinac_ae": (622_752, 32, 8),
-    "demo/bridge": (860_580, 32, 8),
+    "demo/bridge": (379_476, 32, 8),
 }
 
 every_recipe = pytest.mark.parametrize("name", RECIPES)
