@@ -40,6 +40,16 @@ from .corruption import RandomTokenLogSNRConfig
 from .dit import DiTBlock, DiTBlockConfig, RoPEAttention, SandwichDiTBlock
 from .draws import Draws, address, cpu_normal
 from .dropout import Dropout, addressed
+from .efficientvit import (
+    EfficientViTBlock,
+    EfficientViTBlockConfig,
+    GLUMBConv,
+    LiteMLA,
+    ResBlock,
+    ResBlockConfig,
+    linear_attention,
+    quadratic_attention,
+)
 from .fcdm import FCDMBlock, FCDMBlockConfig
 from .feature_heads import LinearHeadConfig, SpatialHeadConfig, TokensHeadConfig
 from .flux2 import Flux2Latents, Flux2LatentsConfig
@@ -71,7 +81,7 @@ from .losses import (
 )
 from .mlp import MLP
 from .modulation import AdaLN, LowRankDelta
-from .norm import GRN, ChannelRMSNorm, RMSNorm, channel_rms_norm, response_norm
+from .norm import GRN, ChannelRMSNorm, PixelBatchNorm, PixelRMSNorm, RMSNorm, channel_rms_norm, response_norm
 from .overrides import override
 from .patch import Patchify, Unpatchify, patchify, unpatchify
 from .positions import Resampling, resample_rows, resample_table
@@ -94,8 +104,19 @@ from .projectors import (
     ProjectorConfig,
     ReverseProjectorConfig,
 )
+from .pyramid import PyramidDecoder, PyramidDecoderConfig, PyramidEncoder, PyramidEncoderConfig
 from .readings import ModeReadingConfig, NoisedReadingConfig, ReadingConfig, SampleReadingConfig
 from .registry import Part, PartError, decode, differences, discover, encode, part, parts
+from .resample import (
+    NearestUpConfig,
+    ResidualDown,
+    ResidualUp,
+    ShuffleUpConfig,
+    StridedDownConfig,
+    UnshuffleDownConfig,
+    average_channels,
+    repeat_channels,
+)
 from .resize import (
     FixedResizeConfig,
     NearestResizeConfig,
@@ -113,6 +134,7 @@ from .slots import (
     CorruptionConfig,
     DataConfig,
     DecoderConfig,
+    DownConfig,
     EncoderConfig,
     FamilyConfig,
     FeatureHeadConfig,
@@ -126,6 +148,8 @@ from .slots import (
     ObjectiveConfig,
     OptimiserConfig,
     PairSource,
+    PixelDecoderConfig,
+    PixelEncoderConfig,
     PosteriorConfig,
     PosteriorHead,
     ProbeConfig,
@@ -139,6 +163,7 @@ from .slots import (
     TimesConfig,
     TokenBodyConfig,
     TokenHeadConfig,
+    UpConfig,
 )
 from .stack import SkipDecoder, SkipDecoderConfig, StackEncoder, StackEncoderConfig
 from .standardise import ChannelZScoreConfig, SpatialZScoreConfig, StandardiseConfig, fit_channels
@@ -220,10 +245,13 @@ __all__ = [
     "DecoderConfig",
     "DiTBlock",
     "DiTBlockConfig",
+    "DownConfig",
     "Draws",
     "Dropout",
     "EUPEConfig",
     "EVA02Config",
+    "EfficientViTBlock",
+    "EfficientViTBlockConfig",
     "EncoderConfig",
     "EncoderPosterior",
     "FCDMBlock",
@@ -237,6 +265,7 @@ __all__ = [
     "Flux2Latents",
     "Flux2LatentsConfig",
     "FrechetLoss",
+    "GLUMBConv",
     "GeneratorNormSpaceConfig",
     "GradientRatioConfig",
     "GridConfig",
@@ -259,6 +288,7 @@ __all__ = [
     "LinearHeadConfig",
     "LinearNoiseConfig",
     "LinearProjectorConfig",
+    "LiteMLA",
     "Loaded",
     "LowRankDelta",
     "MAEConfig",
@@ -266,6 +296,7 @@ __all__ = [
     "ModeReadingConfig",
     "Moments",
     "NearestResizeConfig",
+    "NearestUpConfig",
     "NetworkTeacher",
     "NetworkTeacherConfig",
     "NoNormConfig",
@@ -282,6 +313,10 @@ __all__ = [
     "PartError",
     "Patchify",
     "PatchifyStemConfig",
+    "PixelBatchNorm",
+    "PixelDecoderConfig",
+    "PixelEncoderConfig",
+    "PixelRMSNorm",
     "PointPosteriorConfig",
     "PositionNormConfig",
     "PosteriorConfig",
@@ -294,14 +329,22 @@ __all__ = [
     "ProtocolConfig",
     "Published",
     "PublishedConfig",
+    "PyramidDecoder",
+    "PyramidDecoderConfig",
+    "PyramidEncoder",
+    "PyramidEncoderConfig",
     "RAESpaceConfig",
     "RMSNorm",
     "RandomTokenLogSNRConfig",
     "RateConfig",
     "ReadingConfig",
+    "ResBlock",
+    "ResBlockConfig",
     "ResampleGridConfig",
     "Resampling",
+    "ResidualDown",
     "ResidualStemConfig",
+    "ResidualUp",
     "ResizeConfig",
     "ReverseProjectorConfig",
     "RoPEAttention",
@@ -311,6 +354,7 @@ __all__ = [
     "ScheduleConfig",
     "SequenceBlock",
     "SequenceBlockConfig",
+    "ShuffleUpConfig",
     "SigLIP2Config",
     "SigmaNoiseConfig",
     "SizeError",
@@ -325,6 +369,7 @@ __all__ = [
     "StrictGridConfig",
     "StrideResizeConfig",
     "StridedConvStemConfig",
+    "StridedDownConfig",
     "TIPSConfig",
     "Teacher",
     "TeacherConfig",
@@ -344,6 +389,8 @@ __all__ = [
     "UniformTimesConfig",
     "UnitReduction",
     "Unpatchify",
+    "UnshuffleDownConfig",
+    "UpConfig",
     "VPPosteriorConfig",
     "VPSchedule",
     "VPScheduleConfig",
@@ -359,6 +406,7 @@ __all__ = [
     "as_va_vae",
     "assign",
     "attend",
+    "average_channels",
     "bridge_loss",
     "channel_rms_norm",
     "check_scale",
@@ -383,6 +431,7 @@ __all__ = [
     "latent_energy",
     "latent_scale",
     "latent_space",
+    "linear_attention",
     "linear_grid",
     "marginal_cosine",
     "marginal_distances",
@@ -395,8 +444,10 @@ __all__ = [
     "parts",
     "patchify",
     "path_drop_guidance",
+    "quadratic_attention",
     "read_tensors",
     "read_weights",
+    "repeat_channels",
     "resample_rows",
     "resample_table",
     "response_norm",

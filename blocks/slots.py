@@ -66,6 +66,64 @@ class DecoderConfig(Part, ABC):
     def build(self, *, channels: int, patch: int, width: int, latent: int) -> nn.Module: ...
 
 
+class DownConfig(Part, ABC):
+    """Halves a map: ``forward(x: Map) -> Map``, ``[b, width, h, w]`` to ``[b, out, h/2, w/2]``."""
+
+    slot: ClassVar[str] = "down"
+
+    @abstractmethod
+    def build(self, width: int, out: int, *, shortcut: bool = True) -> nn.Module:
+        """``shortcut`` adds to the learned map what of its input needs no parameters."""
+
+
+class UpConfig(Part, ABC):
+    """Doubles a map: ``forward(x: Map) -> Map``, ``[b, width, h, w]`` to ``[b, out, 2h, 2w]``."""
+
+    slot: ClassVar[str] = "up"
+
+    @abstractmethod
+    def build(self, width: int, out: int, *, shortcut: bool = True) -> nn.Module:
+        """``shortcut`` adds to the learned map what of its input needs no parameters."""
+
+
+class PixelEncoderConfig(Part, ABC):
+    """Images to raw latents without noise: ``forward(image: Image) -> Latent``."""
+
+    slot: ClassVar[str] = "pixel_encoder"
+
+    @property
+    @abstractmethod
+    def stride(self) -> int:
+        """Pixels a side that become one position."""
+
+    @property
+    @abstractmethod
+    def global_context(self) -> bool:
+        """Whether one position depends on the whole image, so that tiling changes results."""
+
+    @abstractmethod
+    def build(self, *, channels: int, latent: int) -> nn.Module: ...
+
+
+class PixelDecoderConfig(Part, ABC):
+    """Raw latents to images in one pass, without noise: ``forward(latent: Latent) -> Image``."""
+
+    slot: ClassVar[str] = "pixel_decoder"
+
+    @property
+    @abstractmethod
+    def stride(self) -> int:
+        """Pixels a side that one position becomes."""
+
+    @property
+    @abstractmethod
+    def global_context(self) -> bool:
+        """Whether one pixel depends on the whole latent, so that tiling changes results."""
+
+    @abstractmethod
+    def build(self, *, channels: int, latent: int) -> nn.Module: ...
+
+
 class PosteriorHead(nn.Module, ABC):
     """Reads a posterior off the encoder's output, a map of ``channels`` channels."""
 
@@ -544,6 +602,7 @@ __all__ = [
     "CorruptionConfig",
     "DataConfig",
     "DecoderConfig",
+    "DownConfig",
     "EncoderConfig",
     "FamilyConfig",
     "FeatureHeadConfig",
@@ -557,6 +616,8 @@ __all__ = [
     "ObjectiveConfig",
     "OptimiserConfig",
     "PairSource",
+    "PixelDecoderConfig",
+    "PixelEncoderConfig",
     "PosteriorConfig",
     "PosteriorHead",
     "ProbeConfig",
@@ -571,4 +632,5 @@ __all__ = [
     "TimesConfig",
     "TokenBodyConfig",
     "TokenHeadConfig",
+    "UpConfig",
 ]

@@ -2,6 +2,7 @@
 
 from .bridge import LatentBridge, LatentBridgeConfig
 from .bridge_loss import BridgeFeatureLoss
+from .dc_ae import DCAE, DCAEConfig
 from .diffae import DiffAE, DiffAEConfig, DinacAE, DinacAEConfig, SemDisDiffAE
 from .feature_cache import FeatureCache, open_cache
 from .feature_shards import FeatureCacheError
@@ -14,8 +15,10 @@ from .published import export_published, published_tensors
 from .streams import read_stream, write_stream
 
 __all__ = [
+    "DCAE",
     "BridgeFeatureLoss",
     "CheckpointError",
+    "DCAEConfig",
     "DiffAE",
     "DiffAEConfig",
     "DinacAE",

@@ -1,0 +1,138 @@
+"""Halving and doubling a map, with shortcuts that have no parameters (DC-AE, arXiv 2410.10733, sec. 3.2).
+
+Down: conv(x) + the mean over groups of consecutive channels of pixel_unshuffle(x). Up: conv(x) + pixel_shuffle(x with
+each channel repeated). A mean of the four positions of a square, of two neighbours in a row, and copies of those are
+what these shortcuts come to at the usual widths; so they are computed, where the rearranged maps would be written and
+read again.
+"""
+
+from typing import Literal
+
+import torch.nn.functional as F
+from einops import rearrange
+from torch import nn
+
+from .mlp import may_overwrite
+from .registry import part
+from .shapes import Map
+from .slots import DownConfig, UpConfig
+
+
+def average_channels(x: Map, out: int) -> Map:
+    """Means of groups of consecutive channels, as many as there shall be; raises ``ValueError`` if none fit."""
+    check_groups(x.shape[1], out)
+    return x if x.shape[1] == out else x.unflatten(1, (out, -1)).mean(dim=2)
+
+
+def repeat_channels(x: Map, out: int) -> Map:
+    """Each channel as often in a row as it takes to have ``out``; raises ``ValueError`` if that is no whole number."""
+    check_groups(out, x.shape[1])
+    return x if x.shape[1] == out else x.repeat_interleave(out // x.shape[1], dim=1)
+
+
+def check_groups(many: int, few: int) -> None:
+    if many % few:
+        raise ValueError(f"shortcut: {many} channels cannot be shared equally among {few}; take a multiple, or none")
+
+
+def halved(x: Map, out: int) -> Map:
+    """``average_channels(pixel_unshuffle(x, 2), out)``."""
+    check_groups(4 * x.shape[1], out)
+    group = 4 * x.shape[1] // out
+    if group % 4 == 0:
+        return average_channels(F.avg_pool2d(x, 2), out)
+    if group == 2:
+        return rearrange(F.avg_pool2d(x, (1, 2)), "b c (h i) w -> b (c i) h w", i=2)
+    return average_channels(F.pixel_unshuffle(x, 2), out)
+
+
+def add_doubled(y: Map, x: Map, *, inplace: bool = False) -> Map:
+    """``y + pixel_shuffle(repeat_channels(x, 4 * out), 2)`` with the ``out`` channels of ``y``."""
+    b, out, height, width = y.shape
+    check_groups(4 * out, x.shape[1])
+    repeats = 4 * out // x.shape[1]
+    if repeats % 4 == 0:  # a square has one value
+        copies = repeat_channels(x, out)[:, :, :, None, :, None]
+    elif repeats == 2:  # a row of a square has one
+        copies = rearrange(x, "b (c i) h w -> b c h i w 1", i=2)
+    else:
+        doubled = F.pixel_shuffle(repeat_channels(x, 4 * out), 2)
+        return y.add_(doubled) if inplace else y + doubled
+    if inplace:
+        y.view(b, out, height // 2, 2, width // 2, 2).add_(copies)
+        return y
+    return y + copies.expand(b, out, height // 2, 2, width // 2, 2).reshape(y.shape)
+
+
+class ResidualDown(nn.Module):
+    """Convolution of 3x3 to half the size, strided or with its channels gathered from squares, and the shortcut."""
+
+    def __init__(self, width: int, out: int, *, by: Literal["stride", "unshuffle"], shortcut: bool = True) -> None:
+        super().__init__()
+        self.out, self.unshuffle, self.shortcut = out, by == "unshuffle", shortcut
+        if self.unshuffle and out % 4:
+            raise ValueError(f"out: must be divisible by 4, the positions of a square, got {out}")
+        if shortcut:
+            check_groups(4 * width, out)
+        self.conv = nn.Conv2d(width, out // 4 if self.unshuffle else out, 3, 1 if self.unshuffle else 2, padding=1)
+
+    def forward(self, x: Map) -> Map:
+        y = self.conv(x)
+        if self.unshuffle:
+            y = F.pixel_unshuffle(y, 2)
+        if not self.shortcut:
+            return y
+        short = halved(x, self.out)
+        return y.add_(short) if may_overwrite(self.conv) and y.dtype == short.dtype else y + short
+
+
+class ResidualUp(nn.Module):
+    """Twice the size, by copies of positions before a convolution of 3x3 or by squares after it, and the shortcut."""
+
+    def __init__(self, width: int, out: int, *, by: Literal["nearest", "shuffle"], shortcut: bool = True) -> None:
+        super().__init__()
+        self.shuffle, self.shortcut = by == "shuffle", shortcut
+        if shortcut:
+            check_groups(4 * out, width)
+        self.conv = nn.Conv2d(width, 4 * out if self.shuffle else out, 3, padding=1)
+
+    def forward(self, x: Map) -> Map:
+        if self.shuffle:
+            y = F.pixel_shuffle(self.conv(x), 2)
+        else:
+            y = self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+        if not self.shortcut:
+            return y
+        return add_doubled(y, x, inplace=may_overwrite(self.conv) and y.dtype == x.dtype)
+
+
+@part("down/strided")
+class StridedDownConfig(DownConfig):
+    """A convolution of stride 2 (the models sana)."""
+
+    def build(self, width: int, out: int, *, shortcut: bool = True) -> ResidualDown:
+        return ResidualDown(width, out, by="stride", shortcut=shortcut)
+
+
+@part("down/unshuffle")
+class UnshuffleDownConfig(DownConfig):
+    """A convolution, whose squares of four positions become channels (the models in and mix)."""
+
+    def build(self, width: int, out: int, *, shortcut: bool = True) -> ResidualDown:
+        return ResidualDown(width, out, by="unshuffle", shortcut=shortcut)
+
+
+@part("up/nearest")
+class NearestUpConfig(UpConfig):
+    """Every position four times, then a convolution (the models sana)."""
+
+    def build(self, width: int, out: int, *, shortcut: bool = True) -> ResidualUp:
+        return ResidualUp(width, out, by="nearest", shortcut=shortcut)
+
+
+@part("up/shuffle")
+class ShuffleUpConfig(UpConfig):
+    """A convolution, whose channels become squares of four positions (the models in, mix and lite)."""
+
+    def build(self, width: int, out: int, *, shortcut: bool = True) -> ResidualUp:
+        return ResidualUp(width, out, by="shuffle", shortcut=shortcut)
