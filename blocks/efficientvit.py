@@ -54,7 +54,7 @@ def quadratic_attention(q: Heads, k: Heads, v: Heads) -> Heads:
     return torch.einsum("bgnm,bmgd->bngd", weights, v)
 
 
-def pointwise(linear: nn.Module, x: Map) -> Map:
+def pointwise(linear: nn.Module, x: Map) -> Float[Tensor, "b o h w"]:
     """A linear map of each position's channels, as the 1x1 convolution that it is.
 
     Convolutions have the better kernels of the two on CPUs: two to three times as fast in float32 on those of AMD.

@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from einops import rearrange
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from .mlp import may_overwrite
@@ -18,14 +19,17 @@ from .registry import part
 from .shapes import Map
 from .slots import DownConfig, UpConfig
 
+Resized = Float[Tensor, "b o i j"]
+"""A map of another size or width than the one beside it."""
 
-def average_channels(x: Map, out: int) -> Map:
+
+def average_channels(x: Map, out: int) -> Resized:
     """Means of groups of consecutive channels, as many as there shall be; raises ``ValueError`` if none fit."""
     check_groups(x.shape[1], out)
     return x if x.shape[1] == out else x.unflatten(1, (out, -1)).mean(dim=2)
 
 
-def repeat_channels(x: Map, out: int) -> Map:
+def repeat_channels(x: Map, out: int) -> Resized:
     """Each channel as often in a row as it takes to have ``out``; raises ``ValueError`` if that is no whole number."""
     check_groups(out, x.shape[1])
     return x if x.shape[1] == out else x.repeat_interleave(out // x.shape[1], dim=1)
@@ -36,7 +40,7 @@ def check_groups(many: int, few: int) -> None:
         raise ValueError(f"shortcut: {many} channels cannot be shared equally among {few}; take a multiple, or none")
 
 
-def halved(x: Map, out: int) -> Map:
+def halved(x: Map, out: int) -> Resized:
     """``average_channels(pixel_unshuffle(x, 2), out)``."""
     check_groups(4 * x.shape[1], out)
     group = 4 * x.shape[1] // out
@@ -47,7 +51,7 @@ def halved(x: Map, out: int) -> Map:
     return average_channels(F.pixel_unshuffle(x, 2), out)
 
 
-def add_doubled(y: Map, x: Map, *, inplace: bool = False) -> Map:
+def add_doubled(y: Resized, x: Map, *, inplace: bool = False) -> Resized:
     """``y + pixel_shuffle(repeat_channels(x, 4 * out), 2)`` with the ``out`` channels of ``y``."""
     b, out, height, width = y.shape
     check_groups(4 * out, x.shape[1])
@@ -82,7 +86,7 @@ def phase_kernel(weight: Tensor, down: int, right: int) -> Tensor:
     return weight
 
 
-def nearest_then_convolved(x: Map, conv: nn.Conv2d, *, shortcut: bool) -> Map:
+def nearest_then_convolved(x: Map, conv: nn.Conv2d, *, shortcut: bool) -> Resized:
     """``add_doubled(conv(nearest(x)), x)`` by four convolutions of 2x2 of the small map: 4 products where 9 were."""
     b, _, height, width = x.shape
     out = conv.out_channels
@@ -111,7 +115,7 @@ class ResidualDown(nn.Module):
             check_groups(4 * width, out)
         self.conv = nn.Conv2d(width, out // 4 if self.unshuffle else out, 3, 1 if self.unshuffle else 2, padding=1)
 
-    def forward(self, x: Map) -> Map:
+    def forward(self, x: Map) -> Resized:
         y = self.conv(x)
         if self.unshuffle:
             y = F.pixel_unshuffle(y, 2)
@@ -131,7 +135,7 @@ class ResidualUp(nn.Module):
             check_groups(4 * out, width)
         self.conv = nn.Conv2d(width, 4 * out if self.shuffle else out, 3, padding=1)
 
-    def forward(self, x: Map) -> Map:
+    def forward(self, x: Map) -> Resized:
         free = may_overwrite(self.conv) and not torch.is_autocast_enabled(x.device.type)
         if free and not self.shuffle and 4 * x.shape[2] * x.shape[3] >= ENOUGH and self._fits(x):
             return nearest_then_convolved(x, self.conv, shortcut=self.shortcut)
