@@ -86,6 +86,8 @@ class PixelRMSNorm(nn.Module):
         scale = torch.rsqrt(strength.square() / x.shape[1] + eps)
         weight, bias = self.weight[:, None, None], self.bias[:, None, None]
         if inplace:
+            # mixed dtypes go through copies; a small scale has no place in float16
+            scale = scale.to(x.dtype) if x.dtype == torch.bfloat16 else scale
             return x.mul_(scale).mul_(weight).add_(bias)
         return torch.addcmul(bias.to(wide), x * scale, weight.to(wide)).to(x.dtype)
 
