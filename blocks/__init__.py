@@ -182,6 +182,7 @@ from .teacher_families import (
 from .teacher_presets import as_edm2, as_irepa, as_rae, as_repa, as_va_vae
 from .teacher_spec import TeacherSpec
 from .teachers import Teacher
+from .tiling import Side, Window, blend, tile_starts, windows
 from .time import TimeEmbedding, sinusoids
 from .tiny_vit import TinyViT, TinyViTConfig
 from .token_body import TransformerBody, TransformerBodyConfig
@@ -355,6 +356,7 @@ __all__ = [
     "SequenceBlock",
     "SequenceBlockConfig",
     "ShuffleUpConfig",
+    "Side",
     "SigLIP2Config",
     "SigmaNoiseConfig",
     "SizeError",
@@ -395,6 +397,7 @@ __all__ = [
     "VPSchedule",
     "VPScheduleConfig",
     "WhiteningConfig",
+    "Window",
     "WithPureNoiseConfig",
     "address",
     "addressed",
@@ -407,6 +410,7 @@ __all__ = [
     "assign",
     "attend",
     "average_channels",
+    "blend",
     "bridge_loss",
     "channel_rms_norm",
     "check_scale",
@@ -463,6 +467,7 @@ __all__ = [
     "spec_of",
     "square_error",
     "standardised_square_error",
+    "tile_starts",
     "unit_square_error",
     "unpatchify",
     "use_attention",
@@ -471,4 +476,5 @@ __all__ = [
     "weights_hash",
     "whiten",
     "why_not",
+    "windows",
 ]

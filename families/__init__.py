@@ -13,6 +13,7 @@ from .inference import InferenceConfig
 from .model_space import ModelSpaceConfig
 from .published import export_published, published_tensors
 from .streams import read_stream, write_stream
+from .tiling import GlobalContextWarning, SeamError, Tileable, Tiled, seam_error
 
 __all__ = [
     "DCAE",
@@ -27,12 +28,16 @@ __all__ = [
     "FeatureCacheError",
     "FlatDiffAE",
     "FlatDinacAE",
+    "GlobalContextWarning",
     "ImageReadError",
     "InferenceConfig",
     "LatentBridge",
     "LatentBridgeConfig",
     "ModelSpaceConfig",
+    "SeamError",
     "SemDisDiffAE",
+    "Tileable",
+    "Tiled",
     "export_published",
     "image_size",
     "load_folder",
@@ -42,6 +47,7 @@ __all__ = [
     "read_stream",
     "read_tensors",
     "save_folder",
+    "seam_error",
     "write_atomically",
     "write_stream",
     "write_tensors",

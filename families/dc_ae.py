@@ -16,13 +16,13 @@ from torch import Tensor, nn
 from ..blocks.latent_norm import ScaleShiftConfig, norm_fingerprint
 from ..blocks.latent_space import LatentSpec, Posterior, mark, spec_of
 from ..blocks.posterior import EncoderPosterior
-from ..blocks.precision import Float32Islands
 from ..blocks.pyramid import PyramidDecoderConfig, PyramidEncoderConfig
 from ..blocks.registry import part
 from ..blocks.shapes import Image, Latent
 from ..blocks.slots import FamilyConfig, LatentNormConfig, PixelDecoderConfig, PixelEncoderConfig, Statistics
 from .files import load_folder, save_folder
 from .inference import InferenceConfig
+from .tiling import Tileable
 
 Model = TypeVar("Model", bound="DCAE")
 """Written out, because the shape checks of tests refuse ``typing.Self`` in a method."""
@@ -30,7 +30,7 @@ Model = TypeVar("Model", bound="DCAE")
 OF_LATENT_NORM = "latent_norm_"
 
 
-class DCAE(Float32Islands):
+class DCAE(Tileable):
     """A deterministic autoencoder between images and latents. Images are RGB in [-1, 1], NCHW."""
 
     config: "DCAEConfig"
@@ -122,13 +122,13 @@ class DCAE(Float32Islands):
         ``height`` and ``width`` are checked where they are given. One pass decodes without noise, whatever the
         ``inference_config`` of a diffusion decoder says.
         """
-        self._check_latents(latents, height, width)
+        self.check_latents(latents, height, width)
         return self.render(self.dewhiten(latents)).to(self.wide_dtype)
 
     @torch.no_grad()
     def decode_raw(self, raw_latents: Latent) -> Image:
         """Images from latents as the encoder gives them, which is what diffusers' ``decode`` takes."""
-        self._check_latents(raw_latents, None, None)
+        self.check_latents(raw_latents, None, None)
         return self.render(raw_latents).to(self.wide_dtype)
 
     @torch.no_grad()
@@ -206,6 +206,17 @@ class DCAE(Float32Islands):
         """The decoder: raw latents to images in the model's dtype, with gradients."""
         return self.decoder(raw_latents.to(self.dtype)).contiguous()
 
+    def raw_latents(self, images: Image) -> Latent:
+        """As :meth:`encode_raw`, with gradients."""
+        return self._raw(images)
+
+    def raw_from(self, latents: Latent) -> Latent:
+        return self.dewhiten(latents)
+
+    def paint(self, raw_latents: Latent, noise: Image | None, settings: InferenceConfig) -> Image:
+        """As :meth:`render`, in float32 or wider; there is no noise."""
+        return self.render(raw_latents).to(self.wide_dtype)
+
     def latent_moments(self, raw_latents: Latent) -> Float[Tensor, "k z"]:
         """Moments of raw latents, from which :meth:`fit_latent_norm` sets the statistics; they average over parts."""
         return self.config.latent_norm.observe(raw_latents)
@@ -216,20 +227,11 @@ class DCAE(Float32Islands):
             self.config.latent_norm.fit(self.latent_statistics, moments, momentum=momentum)
 
     def _raw(self, images: Image) -> Latent:
-        if images.ndim != 4 or images.shape[1] != self.config.channels:
-            raise ValueError(f"encode: takes images [b, {self.config.channels}, H, W], got {list(images.shape)}")
-        if not images.is_floating_point():
-            raise ValueError(f"encode: takes images in [-1, 1], got {images.dtype}; map bytes with x / 127.5 - 1")
-        height, width = images.shape[2:]
-        if height % self.stride or width % self.stride or not (height and width):
-            nearest = "x".join(str(max(round(side / self.stride), 1) * self.stride) for side in (height, width))
-            raise ValueError(
-                f"encode: image height and width must be divisible by {self.stride}, got {height}x{width}; "
-                f"pad or crop to {nearest}"
-            )
+        self.check_images(images)
         return self.encoder(images.to(self.dtype)).contiguous()
 
-    def _check_latents(self, latents: Latent, height: int | None, width: int | None) -> None:
+    def check_latents(self, latents: Latent, height: int | None, width: int | None) -> None:
+        """Refuse latents that are of another space or do not become images of that size."""
         spec = None if torch.compiler.is_compiling() else spec_of(latents)
         if spec is not None:
             self.latent_spec.check(spec, where="decode")
