@@ -20,12 +20,15 @@ from .cli_common import (
     RecipeName,
     Settings,
     Swaps,
+    Tile,
+    TileStride,
     find_device,
     find_probe,
     imported,
     load_with_run,
     make_console,
     with_data,
+    with_tiles,
 )
 
 if TYPE_CHECKING:
@@ -184,6 +187,8 @@ def reconstruct(
     guidance: Annotated[float, typer.Option(help="path-drop guidance strength; 1 is none")] = 1.0,
     seed: Annotated[int, typer.Option(help="of the decoder's noise")] = 0,
     side_by_side: Annotated[bool, typer.Option("--side-by-side", help="put the original beside it")] = False,
+    tile: Tile = None,
+    tile_stride: TileStride = None,
     device: Device = None,
 ) -> None:
     """Encode and decode pictures and write what comes out."""
@@ -193,7 +198,7 @@ def reconstruct(
     settings = InferenceConfig(num_steps=steps, pdg=guidance != 1, pdg_strength=guidance, seed=seed)
     loaded, _ = load_with_run(model, device)
     reconstruct_files(
-        loaded,
+        with_tiles(loaded, tile, tile_stride),
         images,
         out,
         inference=settings,

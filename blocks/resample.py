@@ -136,7 +136,9 @@ class ResidualUp(nn.Module):
         self.conv = nn.Conv2d(width, 4 * out if self.shuffle else out, 3, padding=1)
 
     def forward(self, x: Map) -> Resized:
-        free = may_overwrite(self.conv) and not torch.is_autocast_enabled(x.device.type)
+        device = x.device.type
+        cast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)  # not of meta
+        free = may_overwrite(self.conv) and not cast
         if free and not self.shuffle and 4 * x.shape[2] * x.shape[3] >= ENOUGH and self._fits(x):
             return nearest_then_convolved(x, self.conv, shortcut=self.shortcut)
         if self.shuffle:

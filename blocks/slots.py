@@ -157,6 +157,11 @@ class LatentNormConfig(Part, ABC):
         return False
 
     @property
+    def by_position(self) -> bool:
+        """Whether it treats positions unlike, so that a part of a latent cannot be normalised by itself."""
+        return False
+
+    @property
     def constants(self) -> Mapping[str, float]:
         """Settings other than the usual ones that change the map beside its statistics."""
         return {}

@@ -76,10 +76,10 @@ def blend(
     at_once: int = 1,
     device: torch.device | None = None,
 ) -> Tensor:
-    """Compute maps ``[batch, c, height, width]`` of ``size`` = (height, width), float32 or wider, with gradients.
+    """Compute maps ``[batch, c, height, width]`` of ``size`` = (height, width), with gradients.
 
-    ``compute(images, rows, columns)`` gives the tile of those ``at_once`` images at those positions. The maps lie on
-    ``device``, by default the tiles' own.
+    ``compute(images, rows, columns)`` gives the tile of those ``at_once`` images at those positions. The maps have
+    the tiles' dtype, and lie on ``device``, by default the tiles' own.
     """
     if batch < 1:
         raise ValueError(f"batch: must hold at least one image to be cut into tiles, got {batch}")
@@ -95,7 +95,7 @@ def blend(
                 part = compute(images, rows, columns)
                 if tuple(part.shape[2:]) != (tall, wide):
                     raise ValueError(f"tile: must have {tall}x{wide} positions, got {list(part.shape)}")
-                part = part.to(device or part.device, torch.promote_types(part.dtype, torch.float32))
+                part = part.to(device or part.device)
                 if out is None:
                     out = part.new_zeros(batch, part.shape[1], height, width)
                 fraction = _fraction(row, column).to(out.device, out.dtype)

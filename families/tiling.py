@@ -137,16 +137,18 @@ class Tiled(nn.Module):
         self._warn()
 
     def _warn(self) -> None:
-        halves = {name: getattr(self.model.config, name, None) for name in ("encoder", "decoder")}
-        found = [f"{kind} in the {name}" for name, half in halves.items() for kind in dict.fromkeys(_global(half))]
-        if found:
-            warnings.warn(
-                f"tiled: {' and '.join(found)} look at all of what they are given, so a tile differs from the same "
-                "place of the whole image; larger tiles differ less, and seam_error(model, images, tile, stride) "
-                "measures by how much",
-                GlobalContextWarning,
-                stacklevel=4,
-            )
+        halves = {name: list(_global(getattr(self.model.config, name, None))) for name in ("encoder", "decoder")}
+        names = [name for name, kinds in halves.items() if kinds]
+        if not names:
+            return
+        kinds = ", ".join(dict.fromkeys(kind for kinds in halves.values() for kind in kinds))
+        warnings.warn(
+            f"tiled: {' and '.join(names)} {'have' if len(names) > 1 else 'has'} global context ({kinds}), so a tile "
+            "differs from the same place of the whole image; larger tiles differ less, and "
+            "seam_error(model, images, tile, stride) measures by how much",
+            GlobalContextWarning,
+            stacklevel=4,
+        )
 
     @property
     def config(self) -> Any:
@@ -191,24 +193,15 @@ class Tiled(nn.Module):
 
     def encode(self, images: Image) -> Latent:
         """As the model's ``encode``: normalised latents."""
-        latents = self.model.whiten(self.encode_raw(images))
+        at_end = self.config.latent_norm.by_position
+        latents = self._read(images, (lambda raw: raw) if at_end else self.model.whiten)
+        if at_end:
+            latents = self.model.whiten(latents)
         return latents if torch.compiler.is_compiling() or latents.is_meta else mark(latents, self.latent_spec)
 
     def encode_raw(self, images: Image) -> Latent:
-        """Latents before they are normalised, blended; in the model's dtype, as without tiles."""
-        self.model.check_images(images)
-        ratio, device = self.stride, self._device()
-        dtypes: list[torch.dtype] = []
-
-        def part(chosen: slice, rows: slice, columns: slice) -> Latent:
-            tile = images[chosen, :, _scaled(rows, ratio), _scaled(columns, ratio)]
-            raw = self.model.raw_latents(tile.to(device))
-            dtypes.append(raw.dtype)
-            return raw
-
-        size = (images.shape[2] // ratio, images.shape[3] // ratio)
-        blended = self._blend(part, images, size, unit=ratio)
-        return blended.to(dtypes[0])
+        """Latents before they are normalised."""
+        return self._read(images, lambda raw: raw)
 
     def decode(
         self,
@@ -220,13 +213,15 @@ class Tiled(nn.Module):
         """As the model's ``decode``: images, not clamped, from normalised latents."""
         size = self._image_size(latents, height, width)
         self.model.check_latents(latents, *size)
-        return self._paint(latents, self.model.raw_from(latents), size, inference_config)
+        if self.config.latent_norm.by_position:
+            return self._paint(self.model.raw_from(latents), lambda raw: raw, size, inference_config)
+        return self._paint(latents, self.model.raw_from, size, inference_config)
 
     def decode_raw(self, raw_latents: Latent, inference_config: InferenceConfig | None = None) -> Image:
         """Images from latents that were not normalised."""
         size = self._image_size(raw_latents, None, None)
         self.model.check_latents(raw_latents, *size)
-        return self._paint(raw_latents, raw_latents, size, inference_config)
+        return self._paint(raw_latents, lambda raw: raw, size, inference_config)
 
     def reconstruct(self, images: Image, inference_config: InferenceConfig | None = None) -> Image:
         """``decode(encode(images))`` at the images' own size."""
@@ -243,19 +238,33 @@ class Tiled(nn.Module):
         h, w = latents.shape[2:]
         return h * self.stride if height is None else height, w * self.stride if width is None else width
 
+    def _read(self, images: Image, normalise: Callable[[Tensor], Tensor]) -> Latent:
+        self.model.check_images(images)
+        ratio, device = self.stride, self._device()
+
+        def part(chosen: slice, rows: slice, columns: slice) -> Latent:
+            tile = images[chosen, :, _scaled(rows, ratio), _scaled(columns, ratio)]
+            return normalise(self.model.raw_latents(tile.to(device)))
+
+        return self._blend(part, images, (images.shape[2] // ratio, images.shape[3] // ratio), unit=ratio)
+
     def _paint(
-        self, given: Latent, raw: Latent, size: tuple[int, int], inference_config: InferenceConfig | None
+        self,
+        latents: Latent,
+        to_raw: Callable[[Tensor], Tensor],
+        size: tuple[int, int],
+        inference_config: InferenceConfig | None,
     ) -> Image:
         settings = inference_config or InferenceConfig()
-        noise = self.model.draw_noise(len(raw), *size, seed=settings.seed)
+        noise = self.model.draw_noise(len(latents), *size, seed=settings.seed)
         device = self._device()
 
         def part(chosen: slice, rows: slice, columns: slice) -> Image:
             start = None if noise is None else noise[chosen, :, rows, columns].to(device)
             places = (slice(s.start // self.stride, s.stop // self.stride) for s in (rows, columns))
-            return self.model.paint(raw[chosen, :, *places].to(device), start, settings)
+            return self.model.paint(to_raw(latents[chosen, :, *places].to(device)), start, settings)
 
-        return self._blend(part, given, size, unit=1)
+        return self._blend(part, latents, size, unit=1)
 
     def _blend(
         self, part: Callable[[slice, slice, slice], Tensor], given: Tensor, size: tuple[int, int], *, unit: int
