@@ -170,7 +170,10 @@ def eval_command(
     accept: Accept = None,
     device: Device = None,
 ) -> None:
-    """Measure a model on held-out images: PSNR, SSIM, alignment, latent statistics, and a linear baseline."""
+    """Measure a model on held-out images: PSNR, SSIM, alignment, latent statistics, and a linear baseline.
+
+    A bridge is measured on pairs: cosine, error and retrieval, beside what it must beat; --data names a folder of them.
+    """
     asked = [find_probe(text) for text in probes or ()]
     loaded, run = load_with_run(model, device)
     folder = out or (run.folder if run else Path()) / "evaluation"
@@ -300,22 +303,26 @@ def _evaluate(
     accept: Sequence[str] = (),
 ) -> list[Path]:
     """Measure under the recipe's protocols, with its probes and those given; show and write the results."""
-    from .evaluation import ArchetypePSNRConfig, evaluate, results_table, save_result
+    from .evaluation import ArchetypePSNRConfig, evaluate, evaluate_bridge, results_table, save_result
+    from .families import LatentBridge
     from .recipes import measure_run
 
     if run is None and data is None:
-        raise ValueError("eval: a model by itself has no data; name a folder of images with --data")
+        what = "pairs" if isinstance(model, LatentBridge) else "images"
+        raise ValueError(f"eval: a model by itself has no data; name a folder of {what} with --data")
     written, console = [], make_console()
     with console.status("measuring") as status:  # quiet where there is no terminal
 
         def tell(what: str, done: int, total: int) -> None:
             status.update(f"{what}: {done} of {total}")
 
-        held_out = _held_out(run, data)
+        held_out: Any = None if data is None and run is not None else _held_out(model, run, data)
         if run is not None:
-            results = measure_run(
-                run, held_out=held_out if data is not None else None, probes=probes, accept=accept, on_progress=tell
-            )
+            results = measure_run(run, held_out=held_out, probes=probes, accept=accept, on_progress=tell)
+        elif isinstance(model, LatentBridge):
+            if probes:
+                raise ValueError("--probe: probes ask models of images, and this is a bridge; leave it out")
+            results = [evaluate_bridge(model, held_out, accept=accept, on_progress=tell)]
         else:
             results = [evaluate(model, held_out, protocol=ArchetypePSNRConfig(), probes=probes, on_progress=tell)]
         for result in results:
@@ -324,11 +331,16 @@ def _evaluate(
     return written
 
 
-def _held_out(run: "Run | None", data: Path | None) -> Any:
-    """Every image of the folder, or what the recipe holds out."""
+def _held_out(model: Any, run: "Run | None", data: Path | None) -> Any:
+    """Every image of the folder, or every pair where the model is a bridge, or what the recipe holds out."""
+    from .families import LatentBridge
     from .training import FolderSource, list_images
 
     if data is not None:
+        if isinstance(model, LatentBridge):
+            from .training import PairsConfig
+
+            return PairsConfig(path=str(data)).everything()
         return FolderSource(data, list_images(data, where="--data"))
     assert run is not None
     return run.recipe.data.held_out()
@@ -342,12 +354,16 @@ def _report(
     probes: "Sequence[ProbeConfig]" = (),
     accept: Sequence[str] = (),
 ) -> Path:
-    from .evaluation import write_report
+    from .evaluation import write_bridge_report, write_report
+    from .families import LatentBridge
     from .training import load_run
 
     run = load_run(folder, device=find_device(device))
     _evaluate(run.model, run, data, folder / "evaluation", probes=probes, accept=accept)
-    return write_report(folder, run.model, _held_out(run, data), protocol=run.recipe.evaluation[0])
+    write = write_bridge_report if isinstance(run.model, LatentBridge) else write_report
+    held_out: Any = _held_out(run.model, run, data)
+    protocol: Any = run.recipe.evaluation[0]
+    return write(folder, run.model, held_out, protocol=protocol)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -36,6 +36,7 @@ from .bridge_losses import (
     unit_square_error,
 )
 from .bridge_noise import LinearNoiseConfig, SigmaNoiseConfig
+from .codecs import Codec, Loaded
 from .corruption import RandomTokenLogSNRConfig
 from .dit import DiTBlock, DiTBlockConfig, RoPEAttention, SandwichDiTBlock
 from .draws import Draws, address, cpu_normal
@@ -57,7 +58,7 @@ from .frechet import FeatureQueue, FrechetLoss, Moments, frechet_distance, momen
 from .grids import GridConfig, ResampleGridConfig, StrictGridConfig
 from .heads import DINOTokenHead, DINOTokenHeadConfig, NoisyLatentHead, NoisyLatentHeadConfig
 from .hog import HOG, HOGConfig
-from .latent_module import Codec, LatentSpace, Loaded
+from .latent_module import LatentSpace
 from .latent_norm import (
     ChannelNormConfig,
     NoNormConfig,
@@ -103,6 +104,29 @@ from .projectors import (
     Projector,
     ProjectorConfig,
     ReverseProjectorConfig,
+)
+from .published_spaces import (
+    DCAEf32InSpaceConfig,
+    DCAEf32MixSpaceConfig,
+    DCAEf64InSpaceConfig,
+    DCAEf64MixSpaceConfig,
+    DCAEf128InSpaceConfig,
+    DCAEf128MixSpaceConfig,
+    E2ESDSpaceConfig,
+    E2EVAVAESpaceConfig,
+    Flux2SpaceConfig,
+    FluxSpaceConfig,
+    RAEDinov2BSpaceConfig,
+    RAEDinov2LSpaceConfig,
+    RAEDinov2SSpaceConfig,
+    RAEMAEBSpaceConfig,
+    RAESigLIP2BSpaceConfig,
+    Sana10SpaceConfig,
+    SanaSpaceConfig,
+    SD3SpaceConfig,
+    SDSpaceConfig,
+    SDXLSpaceConfig,
+    VAVAESpaceConfig,
 )
 from .pyramid import PyramidDecoder, PyramidDecoderConfig, PyramidEncoder, PyramidEncoderConfig
 from .readings import ModeReadingConfig, NoisedReadingConfig, ReadingConfig, SampleReadingConfig
@@ -237,6 +261,12 @@ __all__ = [
     "Codec",
     "ConvProjectorConfig",
     "CorruptionConfig",
+    "DCAEf32InSpaceConfig",
+    "DCAEf32MixSpaceConfig",
+    "DCAEf64InSpaceConfig",
+    "DCAEf64MixSpaceConfig",
+    "DCAEf128InSpaceConfig",
+    "DCAEf128MixSpaceConfig",
     "DCSpaceConfig",
     "DINOTokenHead",
     "DINOTokenHeadConfig",
@@ -249,6 +279,8 @@ __all__ = [
     "DownConfig",
     "Draws",
     "Dropout",
+    "E2ESDSpaceConfig",
+    "E2EVAVAESpaceConfig",
     "EUPEConfig",
     "EVA02Config",
     "EfficientViTBlock",
@@ -265,6 +297,8 @@ __all__ = [
     "Float32Islands",
     "Flux2Latents",
     "Flux2LatentsConfig",
+    "Flux2SpaceConfig",
+    "FluxSpaceConfig",
     "FrechetLoss",
     "GLUMBConv",
     "GeneratorNormSpaceConfig",
@@ -334,6 +368,11 @@ __all__ = [
     "PyramidDecoderConfig",
     "PyramidEncoder",
     "PyramidEncoderConfig",
+    "RAEDinov2BSpaceConfig",
+    "RAEDinov2LSpaceConfig",
+    "RAEDinov2SSpaceConfig",
+    "RAEMAEBSpaceConfig",
+    "RAESigLIP2BSpaceConfig",
     "RAESpaceConfig",
     "RMSNorm",
     "RandomTokenLogSNRConfig",
@@ -349,7 +388,12 @@ __all__ = [
     "ResizeConfig",
     "ReverseProjectorConfig",
     "RoPEAttention",
+    "SD3SpaceConfig",
+    "SDSpaceConfig",
+    "SDXLSpaceConfig",
     "SampleReadingConfig",
+    "Sana10SpaceConfig",
+    "SanaSpaceConfig",
     "SandwichDiTBlock",
     "ScaleShiftConfig",
     "ScheduleConfig",
@@ -393,6 +437,7 @@ __all__ = [
     "Unpatchify",
     "UnshuffleDownConfig",
     "UpConfig",
+    "VAVAESpaceConfig",
     "VPPosteriorConfig",
     "VPSchedule",
     "VPScheduleConfig",

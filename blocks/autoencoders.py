@@ -9,100 +9,31 @@ import importlib
 import inspect
 import json
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from .latent_module import Codec, LatentSpace, Loaded
+from .codecs import Codec, DeterministicCodec, KLCodec, Loaded, RAECodec
+from .latent_module import LatentSpace
 from .latent_norm import ChannelNormConfig, PositionNormConfig, ScaleShiftConfig, WhiteningConfig, norm_fingerprint
 from .latent_space import UNKNOWN, LatentSpec, Posterior
 from .ldm_names import to_diffusers
+from .libraries import installed
 from .registry import suggest
-from .shapes import Image, Latent
 from .slots import LatentNormConfig, LatentSpaceConfig, Statistics
-from .weights import CheckpointError, assign, fetch, listed, read_weights
+from .weights import CheckpointError, assign, fetch, is_absent, listed, read_weights
 
 Setting = int | float | str | bool | tuple[int | float | str | tuple[int, ...], ...]
 _AS_IT_IS, _BY_POSITION = ScaleShiftConfig(), PositionNormConfig(grid=(16, 16))
 
+WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
+
 Raw = Mapping[str, Any]
 """A config.json as it is written."""
-
-
-# --- codecs -------------------------------------------------------------------------------------------------------
-
-
-class _Wrapped(Codec):
-    """An autoencoder of diffusers, which computes in its own dtype."""
-
-    def __init__(self, model: nn.Module, *, upcast: bool = False) -> None:
-        super().__init__()
-        self.model: Any = model
-        self.upcast = upcast
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return next(self.model.parameters()).dtype
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "_Wrapped":
-        """An autoencoder that overflows in float16 stays float32 there (``force_upcast`` of its config)."""
-        probe = fn(torch.zeros(0, dtype=self.dtype, device=next(self.model.parameters()).device))
-        if self.upcast and probe.dtype == torch.float16:
-            device = probe.device
-            super()._apply(lambda tensor: tensor.to(device), recurse)
-        else:
-            super()._apply(fn, recurse)
-        return self
-
-    def reconstruct(self, raw: Latent) -> Image:
-        return self.model.decode(raw.to(self.dtype), return_dict=False)[0].float()
-
-
-class KLCodec(_Wrapped):
-    """A posterior of mean and log-variance, the latter clamped to [-30, 20]."""
-
-    def moments(self, images: Image) -> tuple[Latent, Latent | None]:
-        posterior = self.model.encode(images.to(self.dtype), return_dict=False)[0]
-        mean, logvar = (x.float() for x in (posterior.mean, posterior.logvar))
-        return mean, torch.exp(0.5 * logvar.clamp(-30, 20))
-
-
-class DeterministicCodec(_Wrapped):
-    """DC-AE: one answer, no posterior."""
-
-    def moments(self, images: Image) -> tuple[Latent, Latent | None]:
-        return self.model.encode(images.to(self.dtype), return_dict=False)[0].float(), None
-
-
-class RAECodec(_Wrapped):
-    """A frozen vision transformer and a decoder; pixels in [0, 1], squares of one size.
-
-    diffusers normalises inside; its statistics become ours, and what remains inside is the identity.
-    """
-
-    def __init__(self, model: Any) -> None:
-        super().__init__(model)
-        self.side: int = model.decoder_image_size
-        self.inner = float(model.config.scaling_factor)
-        model.register_buffer("_latents_mean", torch.zeros(1))
-        model.register_buffer("_latents_std", torch.ones(1) - 1e-5)  # 1e-5 is added to it again
-
-    def moments(self, images: Image) -> tuple[Latent, Latent | None]:
-        z = self.model.encode((images.to(self.dtype) + 1) / 2, return_dict=False)[0]
-        return z.float() / self.inner, None
-
-    def reconstruct(self, raw: Latent) -> Image:
-        return 2 * super().reconstruct(raw * self.inner) - 1
-
-    def check_images(self, height: int, width: int) -> None:
-        if (height, width) != (self.side, self.side):
-            raise ValueError(
-                f"takes images of {self.side}x{self.side}, got {height}x{width}; resize or crop them first"
-            )
 
 
 # --- configs ------------------------------------------------------------------------------------------------------
@@ -190,7 +121,7 @@ class AutoencoderSpaceConfig(LatentSpaceConfig):
 
     def load(self) -> Loaded:
         """Read or draw the autoencoder."""
-        model, raw = self._read()
+        model, raw = self.read()
         norm, statistics = self.constants(model, raw)
         if statistics is None and (norm.fixed or self.random_init):
             statistics = norm.statistics(self.latent * self.patch**2)
@@ -226,7 +157,8 @@ class AutoencoderSpaceConfig(LatentSpaceConfig):
                 f"{self.kind}: needs diffusers with {self.library_class}; pip install 'latelier[vae]'"
             ) from error
 
-    def _read(self) -> tuple[nn.Module, dict[str, Any]]:
+    def read(self) -> tuple[nn.Module, dict[str, Any]]:
+        """The autoencoder, and the config of its file as it is written ({} where there is none)."""
         cls = self._class()
         if self.random_init:
             with torch.random.fork_rng(devices=[]):
@@ -235,32 +167,50 @@ class AutoencoderSpaceConfig(LatentSpaceConfig):
         if self.weights is None and self.published_file:
             return self._read_file(cls, fetch(self.published[0], self.published_file, where=self.label))
         source, subfolder = (self.weights, self.subfolder) if self.weights is not None else self.published
+        subfolder = subfolder if self.subfolder is None else self.subfolder
         path = Path(source).expanduser()
         if path.is_file():
             return self._read_file(cls, path)
         if path.is_dir():
-            source = str(path)
             if subfolder is None and not (path / "config.json").is_file() and (path / "vae" / "config.json").is_file():
                 subfolder = "vae"
-        elif source.count("/") != 1 or source.startswith((".", "/", "~")):
+            return self._read_folder(cls, path / (subfolder or ""))
+        if source.count("/") != 1 or source.startswith((".", "/", "~")):
             raise FileNotFoundError(
                 f"{self.label}: {source}: no such file or folder, and no hub repository 'owner/name'"
             )
-        if self.weights is None and self.subfolder is not None:
-            subfolder = self.subfolder
-        return self._read_folder(cls, source, subfolder or None)
+        return self._read_folder(cls, self._download(source, subfolder))
 
-    def _read_folder(self, cls: Any, source: str, subfolder: str | None) -> tuple[nn.Module, dict[str, Any]]:
+    def _download(self, repository: str, subfolder: str | None) -> Path:
+        """The local folder of a repository's config and weights."""
+        before = f"{subfolder}/" if subfolder else ""
+        folder = fetch(repository, f"{before}config.json", where=self.label).parent
+        for name in WEIGHTS:
+            try:
+                fetch(repository, before + name, where=self.label)
+                break
+            except FileNotFoundError as error:
+                if name == WEIGHTS[-1] or not is_absent(error):
+                    raise
+        return folder
+
+    def _read_folder(self, cls: Any, source: Path) -> tuple[nn.Module, dict[str, Any]]:
         try:
-            raw = cls.load_config(source, subfolder=subfolder)
+            raw = cls.load_config(source)
             model, told = cls.from_pretrained(
-                source, subfolder=subfolder, torch_dtype=torch.float32, output_loading_info=True
+                source,
+                torch_dtype=torch.float32,
+                low_cpu_mem_usage=False,
+                output_loading_info=True,
             )
-        except (OSError, ValueError) as error:
+        except (ValueError, RuntimeError) as error:  # tensors of other shapes, or a config that the class does not take
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+            raise CheckpointError(f"{self.label}: {source} does not fit {cls.__name__} ({reason})") from error
+        except OSError as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
             raise FileNotFoundError(
-                f"{self.label}: {source} does not give a {cls.__name__} ({reason}); check the name and the network, "
-                "or download it elsewhere and pass the file or folder"
+                f"{self.label}: {source} does not give a {cls.__name__} ({reason}); "
+                "a folder has config.json and diffusion_pytorch_model.safetensors"
             ) from error
         found = raw.get("_class_name", cls.__name__)
         if found != cls.__name__:
@@ -419,10 +369,21 @@ class RAESpaceConfig(AutoencoderSpaceConfig):
     def shaped(self, settings: dict[str, Any]) -> dict[str, Any]:
         return {"encoder_hidden_size": self.latent, "patch_size": self.reduction} | settings
 
+    def read(self) -> tuple[nn.Module, dict[str, Any]]:
+        try:
+            return super().read()
+        except AttributeError as error:  # its encoders are classes of transformers, whose attributes it knows
+            found = " and ".join(f"{name} {installed(name) or 'missing'}" for name in ("diffusers", "transformers"))
+            raise ImportError(
+                f"{self.label}: {found} do not fit each other ({error}); take versions that do"
+            ) from error
+
     def constants(self, model: Any, raw: Raw) -> tuple[LatentNormConfig, Statistics | None]:
         mean, std = model._latents_mean.float(), model._latents_std.float()
         if mean.numel() == 1 and std.numel() == 1:  # no file has statistics of one number: it is silent
-            return self.norm, None
+            side = model.decoder_image_size // model.decoder_patch_size
+            positions = isinstance(self.norm, PositionNormConfig) and self.norm.grid != (1, 1)
+            return (replace(self.norm, grid=(side, side)) if positions else self.norm), None
         shape = torch.broadcast_shapes(mean.shape, std.shape)
         shape = shape[-3:] if len(shape) >= 3 else (shape[-1], 1, 1)
         mean, std = (x.reshape(x.shape[-3:] if x.ndim >= 3 else (-1, 1, 1)).expand(shape) for x in (mean, std))

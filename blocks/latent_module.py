@@ -11,9 +11,8 @@ import contextlib
 import json
 import os
 import tempfile
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,8 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from .latent_norm import ChannelNormConfig, PositionNormConfig, norm_fingerprint
+from .codecs import Codec, Loaded, RawLatent
+from .latent_norm import ChannelNormConfig, PositionNormConfig, WhiteningConfig, norm_fingerprint
 from .latent_space import RAW, UNKNOWN, LatentSpec, complete, mark, spec_of
 from .patch import patchify, unpatchify
 from .precision import Float32Buffers, without_autocast
@@ -35,31 +35,6 @@ SPEC, NORM = "latelier.latent_spec", "latelier.latent_norm"
 
 SLACK = 1e-2
 """How far beyond [-1, 1] resampling and rounding may carry an image."""
-
-
-class Codec(nn.Module, ABC):
-    """An autoencoder behind one surface: images in [-1, 1], raw latents without packing."""
-
-    @abstractmethod
-    def moments(self, images: Image) -> tuple[Latent, Latent | None]:
-        """Mode of the posterior and its standard deviation (None: deterministic), float32."""
-
-    @abstractmethod
-    def reconstruct(self, raw: Latent) -> Image:
-        """Images of raw latents, float32, not clamped."""
-
-    def check_images(self, height: int, width: int) -> None:
-        """Raise ``ValueError("what is wrong; what would be right")`` for a size that is not taken."""
-        return
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """What reading an autoencoder gives: itself, and the statistics that its files hold."""
-
-    codec: Codec
-    norm: LatentNormConfig | None = None
-    statistics: Statistics | None = None
 
 
 class _Statistics(Float32Buffers):
@@ -186,13 +161,15 @@ class LatentSpace(nn.Module):
         return self.normalise(self.encode_raw(images, generator=generator, seed=seed))
 
     @torch.no_grad()
-    def encode_raw(self, images: Image, *, generator: torch.Generator | None = None, seed: int | None = None) -> Latent:
+    def encode_raw(
+        self, images: Image, *, generator: torch.Generator | None = None, seed: int | None = None
+    ) -> RawLatent:
         """As :meth:`encode`, before packing and normalisation."""
         return self._mark(self.differentiable_raw(images, generator=generator, seed=seed), self.raw_spec)
 
     def differentiable_raw(
         self, images: Image, *, generator: torch.Generator | None = None, seed: int | None = None
-    ) -> Latent:
+    ) -> RawLatent:
         """As :meth:`encode_raw`, not marked, with gradients to the images."""
         self._check_images(images)
         sampled = self.config.spec.posterior == "sample"
@@ -211,7 +188,7 @@ class LatentSpace(nn.Module):
             noise = torch.randn(mode.shape, generator=source, device=device)
             return mode + std * noise.to(mode.device)
 
-    def normalise(self, raw: Latent) -> Latent:
+    def normalise(self, raw: RawLatent) -> Latent:
         """Raw latents to model space: packed, then normalised; float32, marked. Gradients flow."""
         given = None if torch.compiler.is_compiling() else spec_of(raw)
         if given is not None:
@@ -228,7 +205,7 @@ class LatentSpace(nn.Module):
             z = statistics.norm.normalise(packed, statistics.named)
         return self._mark(z.clone() if z is raw else z, self.spec)
 
-    def denormalise(self, z: Latent) -> Latent:
+    def denormalise(self, z: Latent) -> RawLatent:
         """Model space to raw latents; undoes :meth:`normalise`; float32, marked as raw."""
         statistics = self._settle()
         given = None if torch.compiler.is_compiling() else spec_of(z)
@@ -252,7 +229,7 @@ class LatentSpace(nn.Module):
         if given is not None:
             self._check_mark(self.spec, given, "decode")
         self._check_latents(latents, self.channels, "latents", "decode")
-        codec.check_images(latents.shape[2] * self.stride, latents.shape[3] * self.stride)
+        self._check_size(codec, latents.shape[2] * self.stride, latents.shape[3] * self.stride)
         raw = self.denormalise(latents)
         with without_autocast(latents.device):
             return codec.reconstruct(raw)
@@ -305,6 +282,9 @@ class LatentSpace(nn.Module):
     def load_statistics(self, path: str | Path) -> "LatentSpace":
         """Take the statistics of a file: ours, or others' ``mean`` with ``std`` (VA-VAE) or ``var`` (RAE).
 
+        A space that a batch norm normalises (FLUX.2, REPA-E) takes ``running_mean`` and ``running_var``, which may
+        stand among other tensors, such as those of the generator.
+
         Raises:
             FileNotFoundError: there is none.
             CheckpointError: it is of another space, or holds other tensors.
@@ -352,6 +332,12 @@ class LatentSpace(nn.Module):
         if not latents.is_floating_point():
             raise ValueError(f"{self.name}: {where}: takes {what} as floating-point numbers, got {latents.dtype}")
 
+    def _check_size(self, codec: Codec, height: int, width: int) -> None:
+        try:
+            codec.check_images(height, width)
+        except ValueError as error:
+            raise ValueError(f"{self.name}: {error}") from None
+
     def _check_images(self, images: Image) -> None:
         if images.ndim != 4 or images.shape[1] != 3:
             raise ValueError(f"{self.name}: takes images [b, 3, H, W], got {list(images.shape)}")
@@ -364,7 +350,7 @@ class LatentSpace(nn.Module):
                 f"{self.name}: image sides must be divisible by {self.stride}, got {height}x{width}; "
                 f"pad or crop to {near}"
             )
-        self.load().check_images(height, width)
+        self._check_size(self.load(), height, width)
         if images.numel() and not images.is_meta and not torch.compiler.is_compiling():
             low, high = (value.item() for value in images.detach().aminmax())
             if not (low >= -1 - SLACK and high <= 1 + SLACK):
@@ -376,6 +362,9 @@ class LatentSpace(nn.Module):
 
 def _of_others(norm: LatentNormConfig, tensors: Statistics, where: str) -> tuple[LatentNormConfig, Statistics]:
     """Statistics in the layouts of LightningDiT and RAE."""
+    running = {name.rpartition(".")[2]: value for name, value in tensors.items() if "running_" in name}
+    if isinstance(norm, WhiteningConfig) and running.keys() == {"running_mean", "running_var"}:  # of a batch norm
+        return norm, running
     with contextlib.suppress(KeyError):
         mean = tensors["mean"]
         if "std" in tensors:

@@ -27,7 +27,7 @@ KNOWN_SPACES: dict[str, LatentSpaceConfig] = dict(PUBLISHED)
 """Spaces by name. Other layers and packages add theirs, so look a name up with :func:`space_config`."""
 
 
-def space_config(name: str | Mapping[str, Any] | LatentSpaceConfig, **changes: Any) -> LatentSpaceConfig:
+def space_config(name: str | Mapping[str, Any] | LatentSpaceConfig, /, **changes: Any) -> LatentSpaceConfig:
     """The config of a space: by its name, by the short or JSON form of its part, with some fields changed.
 
     Raises:
@@ -43,7 +43,7 @@ def space_config(name: str | Mapping[str, Any] | LatentSpaceConfig, **changes: A
     return dataclasses.replace(config, **changes)
 
 
-def latent_space(name: str | Mapping[str, Any] | LatentSpaceConfig, **changes: Any) -> LatentSpace:
+def latent_space(name: str | Mapping[str, Any] | LatentSpaceConfig, /, **changes: Any) -> LatentSpace:
     """Build a space; see :func:`space_config`."""
     return space_config(name, **changes).build()
 

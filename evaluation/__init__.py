@@ -9,6 +9,7 @@ from .ablation_words import legend as overview_legend
 from .ablation_words import overview
 from .bridge_errors import BridgeErrors
 from .bridge_measure import bridge_gain, bridge_row, evaluate_bridge, share_of_gain
+from .bridge_report import write_bridge_report
 from .bridge_val import BridgeValConfig, MeasuredPair
 from .comparison import compare
 from .feature_probes import RetrievalProbeConfig, SimilarityProbeConfig
@@ -110,6 +111,7 @@ __all__ = [
     "token_cosine",
     "top_k_accuracy",
     "write_ablation_report",
+    "write_bridge_report",
     "write_plots",
     "write_report",
     "write_study",

@@ -3,7 +3,7 @@
 The linear baseline is ridge regression in closed form on the stem's own neighbourhood. Where a token stands for s x s
 latent positions, all their channels are its input, ordered c·s² + i·p + j: a linear patchify, which is the best that
 a linear stem of that stride followed by a 1x1 could do without overlapping. Where a position stands for s x s tokens,
-it predicts them all. A class token is read from the mean over positions.
+it predicts them all. A class token is read from the mean over positions. The penalty is chosen on training pairs.
 
 ``DecodeThenTeacher`` is what one does without a bridge: decode the latent and show the image to the teacher. Its time
 is the number that a bridge must beat, its errors tell how much of the teacher's features a latent holds.
@@ -21,7 +21,7 @@ from torch import Tensor
 from ..blocks.patch import patchify, unpatchify
 from ..blocks.slots import PairSource, TeacherConfig, TeacherOutput
 from ..blocks.teacher_spec import TeacherSpec
-from .linear import RidgeReadout
+from .linear import TunedReadout
 
 BUDGET = 20.0
 """Seconds that are spent on timing one thing, unless a single run takes longer."""
@@ -43,8 +43,8 @@ class LinearStem:
             )
         (self.stride, self.factor) = strides.pop() or (1, 1)
         self.grid, self.features = grid, features
-        self.patches = RidgeReadout(latent=channels * self.stride**2, features=features * self.factor**2)
-        self.cls = RidgeReadout(latent=channels * self.stride**2, features=features)
+        self.patches = TunedReadout(latent=channels * self.stride**2, features=features * self.factor**2)
+        self.cls = TunedReadout(latent=channels * self.stride**2, features=features)
 
     def observe(self, latents: Tensor, target: TeacherOutput) -> None:
         """Take in training pairs."""

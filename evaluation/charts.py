@@ -190,6 +190,50 @@ def category_chart(
     return _svg(title, description, body, height)
 
 
+CELLS, STEPS = 240.0, 24
+"""Longer side of a map's cells, and steps of its scale."""
+
+
+def heat_map(
+    title: str,
+    rows: Sequence[Sequence[float | None]],
+    *,
+    description: str,
+    between: tuple[float, float] | None = None,
+    scale: bool = True,
+) -> str:
+    """A cell for each number, stronger where it is higher, over a scale of the colour; None stays empty.
+
+    ``between`` are the numbers of the faintest and the strongest colour; None takes the lowest and the highest.
+    """
+    values = [value for row in rows for value in row if value is not None] or [0.0]
+    low, high = between or (min(values), max(values))
+    side = CELLS / max(len(rows), len(rows[0]))
+    width, height = side * len(rows[0]), side * len(rows)
+    body = []
+    for i, row in enumerate(rows):
+        for j, value in enumerate(row):
+            if value is not None:
+                hint = f"<title>row {i + 1}, column {j + 1}: {short(value)}</title>"
+                body.append(_cell(j * side, i * side, side, side, _depth(value, low, high), hint))
+    if not scale:
+        return _svg(title, description, body, height, width=width)
+    step = width / STEPS
+    body += [_cell(k * step, height + 8, step, 8.0, _depth(k / (STEPS - 1), 0.0, 1.0)) for k in range(STEPS)]
+    body += [_text(0.0, height + 30, short(low), "tick"), _text(width, height + 30, short(high), "tick end")]
+    return _svg(title, description, body, height + 36, width=width)
+
+
+def _depth(value: float, low: float, high: float) -> float:
+    share = (value - low) / (high - low) if high > low else 0.5
+    return 0.05 + 0.95 * min(max(share, 0.0), 1.0)
+
+
+def _cell(x: float, y: float, width: float, height: float, depth: float, hint: str = "") -> str:
+    box = f'x="{x:.2f}" y="{y:.2f}" width="{width:.2f}" height="{height:.2f}"'
+    return f'<rect class="heat" {box} fill-opacity="{depth:.3f}">{hint}</rect>'
+
+
 def nice_ticks(low: float, high: float, most: int = 5) -> Iterator[float]:
     """Multiples of 1, 2 or 5 times a power of ten inside [low, high]."""
     raw = (high - low) / most

@@ -20,9 +20,9 @@ QUALITIES = (None, 92, 80, 60)
 """Of WebP, tried in turn until all pictures together have at most ``MOST_BYTES``; None is lossless."""
 
 
-def chosen(rows: Sequence[dict[str, Any]], most: int) -> list[str]:
-    """Names of the worst images, and of others evenly spread over the ranks; worst first."""
-    ranked = [row["name"] for row in sorted(rows, key=lambda r: math.inf if r["psnr"] is None else r["psnr"])]
+def chosen(rows: Sequence[dict[str, Any]], most: int, *, by: str = "psnr") -> list[str]:
+    """Names of the worst images, and of others evenly spread over the ranks; worst first, those with least ``by``."""
+    ranked = [row["name"] for row in sorted(rows, key=lambda r: math.inf if r[by] is None else r[by])]
     if len(ranked) <= most:
         return ranked
     worst = most // 2

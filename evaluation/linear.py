@@ -92,11 +92,11 @@ class RidgeReadout:
         self.squares += x.T @ x
         self.products += x.T @ y
 
-    def solve(self) -> "RidgeReadout":
+    def solve(self, ridge: float = RIDGE) -> "RidgeReadout":
         x, y = self.latents / self.count, self.tokens / self.count
         covariance = self.squares / self.count - torch.outer(x, x)
         cross = self.products / self.count - torch.outer(x, y)
-        penalty = RIDGE * covariance.diagonal().mean().clamp_min(1e-12)
+        penalty = ridge * covariance.diagonal().mean().clamp_min(1e-12)
         self.weight = torch.linalg.solve(covariance + penalty * torch.eye(len(x), dtype=x.dtype), cross)
         self.bias = y - x @ self.weight
         self.mean_token = y
@@ -104,6 +104,41 @@ class RidgeReadout:
 
     def predict(self, latents: Latent) -> Tokens:
         return rearrange(_rows(latents) @ self.weight + self.bias, "(b n) f -> b n f", b=len(latents))
+
+
+class TunedReadout(RidgeReadout):
+    """A :class:`RidgeReadout` whose penalty is the best of ``PENALTIES`` on every eighth image of those observed.
+
+    It is solved anew on all of them. With many inputs and few images a fixed penalty can do worse than the mean token.
+    """
+
+    PENALTIES = tuple(10.0**power for power in range(-4, 5))
+
+    def __init__(self, *, latent: int, features: int) -> None:
+        super().__init__(latent=latent, features=features)
+        self.images = 0
+        self.parts = [RidgeReadout(latent=latent, features=features) for _ in range(2)]
+
+    def observe(self, latents: Latent, tokens: Tokens) -> None:
+        super().observe(latents, tokens)
+        apart = torch.tensor([(self.images + i) % 8 == 7 for i in range(len(latents))])
+        for part, rows in zip(self.parts, (~apart, apart), strict=True):
+            part.observe(latents[rows], tokens[rows])
+        self.images += len(latents)
+
+    def solve(self, ridge: float | None = None) -> "TunedReadout":
+        if ridge is None:
+            ridge = min(self.PENALTIES, key=self._error) if self.parts[1].count else RIDGE
+        super().solve(ridge)
+        return self
+
+    def _error(self, ridge: float) -> float:
+        """Squared error of the first part's solution on the other, up to what does not depend on it."""
+        fitted, apart = self.parts[0].solve(ridge), self.parts[1]
+        w, b = fitted.weight, fitted.bias
+        explained = (w * apart.products).sum() + b @ apart.tokens
+        size = (w * (apart.squares @ w)).sum() + 2 * (apart.latents @ w) @ b + apart.count * b.square().sum()
+        return (size - 2 * explained).item()
 
 
 def token_cosine(prediction: Tokens, tokens: Tokens) -> float | None:

@@ -35,10 +35,10 @@ def unit_rows(x: Float[Tensor, "n f"]) -> Float[Tensor, "n f"]:
 def _similarities(
     queries: Float[Tensor, "q f"], candidates: Float[Tensor, "n f"]
 ) -> Iterator[tuple[slice, Float[Tensor, "_ n"]]]:
-    queries, candidates = unit_rows(queries), unit_rows(candidates)
+    candidates = unit_rows(candidates)
     for start in range(0, len(queries), CHUNK):
         rows = slice(start, min(start + CHUNK, len(queries)))
-        yield rows, ((queries[rows] @ candidates.T) / GRAIN).round() * GRAIN
+        yield rows, ((unit_rows(queries[rows]) @ candidates.T) / GRAIN).round() * GRAIN
 
 
 def nearest(

@@ -28,14 +28,17 @@ def difference(reconstruction: Image, original: Image, *, factor: float = AMPLIF
     return (factor * (reconstruction - original)).clamp(-1, 1)
 
 
-def latent_colours(latents: Sequence[Float[Tensor, "_ z _ _"]]) -> list[PIL.Image.Image]:
+def latent_colours(
+    latents: Sequence[Float[Tensor, "_ z _ _"]], *, fitted_on: Sequence[Float[Tensor, "_ z _ _"]] | None = None
+) -> list[PIL.Image.Image]:
     """Three principal components of the latents as red, green and blue, a pixel for each latent position.
 
-    The basis is fitted on all positions of the whole set, so that a colour means the same in every picture. A
-    component's sign makes its largest loading positive; its colour spans its 1st to 99th percentile.
+    The basis is fitted on all positions of the whole set, or of another one, so that a colour means the same in every
+    picture. A component's sign makes its largest loading positive; its colour spans its 1st to 99th percentile.
     """
     rows = [rearrange(z.detach().cpu().double(), "b z h w -> (b h w) z") for z in latents]
-    together = torch.cat(rows)
+    others = latents if fitted_on is None else fitted_on
+    together = torch.cat([rearrange(z.detach().cpu().double(), "b z h w -> (b h w) z") for z in others])
     mean = together.mean(dim=0)
     basis = principal_axes(together - mean, 3)
     scores = (together - mean) @ basis

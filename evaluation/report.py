@@ -6,7 +6,7 @@ a single file that opens without a network.
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from itertools import pairwise
 from pathlib import Path
@@ -25,7 +25,7 @@ from .results import Result, file_name, load_result, number, rows_of
 MOST_ROWS = 40
 """More images than this are drawn as a curve instead of a row each."""
 
-WORDS = {"vp": "VP", "kl": "KL", "sid2": "SiD2"}
+WORDS = {"vp": "VP", "kl": "KL", "sid2": "SiD2", "mse": "MSE"}
 
 
 def write_report(
@@ -43,16 +43,7 @@ def write_report(
     ``timing.jsonl`` where they are.
     """
     protocol = protocol or ArchetypePSNRConfig()
-    path = run / "evaluation" / file_name(protocol)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: is not there; evaluate the run first")
-    result = load_result(path)
-    if result["protocol"]["id"] != protocol.id:
-        raise ValueError(
-            f"{path}: was measured with settings {result['protocol']['id']} of the protocol, not {protocol.id}; "
-            "evaluate the run anew"
-        )
-    recipe = json.loads((run / "recipe.json").read_text(encoding="utf-8")) if (run / "recipe.json").is_file() else None
+    result, recipe = read_result(run, protocol), read_json(run / "recipe.json")
     metrics = read_lines(run / "metrics.jsonl")
     seconds = elapsed(read_lines(run / "timing.jsonl"))
     views = collect(model, held_out, protocol, result, most)
@@ -62,16 +53,39 @@ def write_report(
             _header(title, result, metrics, seconds),
             _photographs(views, result),
             _numbers(result),
-            _training(metrics),
+            training_section(metrics),
             _latents(result["latents"]),
             *probe_sections(result),
-            _recipe(recipe),
+            recipe_section(recipe),
         ]
     )
     return write_atomically(run / "report.html", page.document(f"{title} · latelier", body))
 
 
 # --- gathering ----------------------------------------------------------------------------------------------------
+
+
+def read_result(run: Path, protocol: ProtocolConfig) -> Result:
+    """What an evaluation under the protocol left in a run's folder.
+
+    Raises:
+        FileNotFoundError: nothing.
+        ValueError: it was measured with other settings.
+    """
+    path = run / "evaluation" / file_name(protocol)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: is not there; evaluate the run first")
+    result = load_result(path)
+    if result["protocol"]["id"] != protocol.id:
+        raise ValueError(
+            f"{path}: was measured with settings {result['protocol']['id']} of the protocol, not {protocol.id}; "
+            "evaluate the run anew"
+        )
+    return result
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -101,7 +115,7 @@ def _header(title: str, result: Result, metrics: Sequence[dict[str, Any]], secon
     against = "" if linear is None or psnr["mean"] is None else f", {number(psnr['mean'] - linear, 'dB', sign=True)}"
     against += " against linear PCA" if against else ""
     figures = [
-        (number(psnr["mean"], "dB"), f"mean PSNR of {_count(images['n'], 'held-out image')}{against}"),
+        (number(psnr["mean"], "dB"), f"mean PSNR of {counted(images['n'], 'held-out image')}{against}"),
         (number(ssim["mean"]), "mean SSIM"),
     ]
     alignment = result.get("alignment") or {}
@@ -110,10 +124,10 @@ def _header(title: str, result: Result, metrics: Sequence[dict[str, Any]], secon
         reader = "the alignment head" if "head_cosine" in alignment else "a ridge readout"
         figures.append((f"{cosine:.3f}", f"cosine of {reader} to {alignment['teacher']['kind']}"))
     figures.append((f"{model['compression']:.3g}×", f"fewer numbers, {model['stride']}× in height and width"))
-    figures.append((_millions(model["parameters"]), "parameters"))
+    figures.append((millions(model["parameters"]), "parameters"))
     steps = metrics[-1]["step"] if metrics else None
     if steps is not None and seconds is not None:
-        figures.append((_duration(seconds), f"of training, {_thousands(steps)} steps"))
+        figures.append((duration(seconds), f"of training, {thousands(steps)} steps"))
     grid = 256 // model["stride"]
     shape = f"{latents['channels']} × {grid} × {grid}".replace(" ", "\N{NO-BREAK SPACE}")
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
@@ -123,14 +137,14 @@ def _header(title: str, result: Result, metrics: Sequence[dict[str, Any]], secon
         ("Latent", f"{shape} for an image of 256 × 256 pixels"),
         ("Protocol", f"{result['protocol']['name']} ({result['protocol']['id']})"),
         ("Images", f"{images['n']} ({images['id']})"),
-        ("Measured", f"{_date(result['measured'])}, {result['dtype']} on {result['device']}"),
+        ("Measured", f"{date(result['measured'])}, {result['dtype']} on {result['device']}"),
         ("Versions", versions),
     ]
     return (
         f'<p class="kicker">latelier, report of a run</p><h1>{escape(title)}</h1>'
         f'<p class="lead">An image autoencoder: 256 × 256 pixels in three colours become a latent of '
         f"{shape} numbers, and pixels again. "
-        f"Measured on {_count(images['n'], 'image')} kept out of its training.</p>"
+        f"Measured on {counted(images['n'], 'image')} kept out of its training.</p>"
         + page.headline(figures)
         + page.facts(facts)
     )
@@ -160,7 +174,7 @@ def _numbers(result: Result) -> str:
         rows.append(cells)
     notes = [_protocol_text(result)]
     if baseline:
-        fitted = _count(baseline["fitted_images"], "training image")
+        fitted = counted(baseline["fitted_images"], "training image")
         notes.append(f"The linear baseline is a {baseline['name']}, fitted on {fitted}.")
     alignment = result.get("alignment") or {}
     if "mean_token_cosine" in alignment:
@@ -172,7 +186,7 @@ def _numbers(result: Result) -> str:
         notes.append(f"Always answering its mean class token has a cosine of {alignment['mean_class_cosine']:.4f}.")
     infinite = result["psnr"]["infinite"]
     if infinite:
-        notes.append(f"{_count(infinite, 'perfect reconstruction')} left out of the PSNR statistics.")
+        notes.append(f"{counted(infinite, 'perfect reconstruction')} left out of the PSNR statistics.")
     left = page.table(head, rows) + "".join(page.paragraph(escape(note), "note") for note in notes)
     return page.section("Numbers", f'<div class="columns"><div>{left}</div>{_each_image(result, bool(baseline))}</div>')
 
@@ -199,20 +213,24 @@ def _protocol_text(result: Result) -> str:
     described = ", ".join(f"{name} {value}" for name, value in settings.items() if name != "kind")
     return (
         f"Protocol {result['protocol']['name'].partition('/')[2]} ({result['protocol']['id']}) on "
-        f"{_count(result['set']['n'], 'image')} ({result['set']['id']}): {described}. "
+        f"{counted(result['set']['n'], 'image')} ({result['set']['id']}): {described}. "
         "Pooled PSNR is that of the squared error over all pixels together."
     )
 
 
-def _training(metrics: Sequence[dict[str, Any]]) -> str:
+def training_section(
+    metrics: Sequence[dict[str, Any]], *, unseen: str = "held-out crops", more: Mapping[str, str] | None = None
+) -> str:
+    """Charts of everything recorded; ``more`` are charts of their own, which stand for the names that they are of."""
     if not metrics:
         return ""
-    terms = list(dict.fromkeys(name for line in metrics for name in line if name not in ("step", "stage")))
+    drawn = ("step", "stage", *(more or {}))
+    terms = list(dict.fromkeys(name for line in metrics for name in line if name not in drawn))
     starts = [(float(b["step"]), str(b["stage"])) for a, b in pairwise(metrics) if a.get("stage") != b.get("stage")]
-    checked = _series(metrics, "validation_loss")
+    checked = series_of(metrics, "validation_loss")
     charts = []
     for name in terms:
-        points = _series(metrics, name)
+        points = series_of(metrics, name)
         if len(points) < 2 or name == "validation_loss":
             continue
         curves = (
@@ -220,10 +238,10 @@ def _training(metrics: Sequence[dict[str, Any]]) -> str:
             if name == "rate"
             else [Series(points, "raw"), Series(smoothed(points), "smooth")]
         )
-        title, note = _spelled(name), ""
+        title, note = spelled(name), ""
         if name == "loss" and checked:
             curves.append(Series(checked, "checked", dots=True))
-            note = f"Dots: on held-out crops, {checked[-1][1]:.4g} at the end."
+            note = f"Dots: on {unseen}, {checked[-1][1]:.4g} at the end."
         values = [y for curve in curves for _, y in curve.points]
         log = min(values) > 0 and max(values) > 8 * min(values) and name != "rate"
         description = (
@@ -231,11 +249,12 @@ def _training(metrics: Sequence[dict[str, Any]]) -> str:
         )
         svg = line_chart(title, curves, description=description, log=log, marks=starts)
         charts.append(page.chart(title + (" (logarithmic)" if log else ""), svg, note))
+    charts += dict.fromkeys((more or {}).values())
     text = "Thin lines are the values as recorded, thick ones a moving average over 5 % of them."
     return page.section("Training", page.paragraph(text, "note"), f'<div class="charts">{"".join(charts)}</div>')
 
 
-def _series(metrics: Sequence[dict[str, Any]], name: str) -> Points:
+def series_of(metrics: Sequence[dict[str, Any]], name: str) -> Points:
     return [(float(line["step"]), float(line[name])) for line in metrics if line.get(name) is not None]
 
 
@@ -244,7 +263,7 @@ def _latents(latents: dict[str, Any]) -> str:
     shares = list(latents["variance_fractions"].items())
     rows = [
         ("Channels", str(latents["channels"])),
-        ("Positions measured", _thousands(latents["positions"])),
+        ("Positions measured", thousands(latents["positions"])),
         ("Effective rank", f"{latents['effective_rank']:.1f}"),
         ("Variation of norms, images", _percent(variation["image"])),
         ("Variation of norms, tokens", _percent(variation["token"])),
@@ -291,7 +310,7 @@ def _latents(latents: dict[str, Any]) -> str:
     )
 
 
-def _recipe(recipe: dict[str, Any] | None) -> str:
+def recipe_section(recipe: dict[str, Any] | None) -> str:
     if recipe is None:
         return ""
     text = escape(json.dumps(recipe, indent=2, ensure_ascii=False))
@@ -305,19 +324,19 @@ def _recipe(recipe: dict[str, Any] | None) -> str:
 # --- words --------------------------------------------------------------------------------------------------------
 
 
-def _count(n: int, noun: str) -> str:
+def counted(n: int, noun: str) -> str:
     return f"{n} {noun}" + ("" if n == 1 else "s")
 
 
-def _millions(n: int) -> str:
-    return f"{n / 1e6:.3g} M" if n >= 100_000 else _thousands(n)
+def millions(n: int) -> str:
+    return f"{n / 1e6:.3g} M" if n >= 100_000 else thousands(n)
 
 
-def _thousands(n: int) -> str:
+def thousands(n: int) -> str:
     return f"{n:,}".replace(",", "\N{NARROW NO-BREAK SPACE}")
 
 
-def _spelled(name: str) -> str:
+def spelled(name: str) -> str:
     """A term of the objective as a title: vp_reconstruction is VP reconstruction."""
     first, *rest = name.split("_")
     return " ".join([WORDS.get(first, first.capitalize()), *(WORDS.get(word, word) for word in rest)])
@@ -327,7 +346,7 @@ def _percent(share: float | None) -> str:
     return "–" if share is None else f"{100 * share:.1f} %"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     whole = round(seconds)
     parts = ((whole // 3600, "h"), (whole // 60 % 60, "min"), (whole % 60, "s"))
     return " ".join(_leading(parts)) or "0 s"
@@ -339,5 +358,5 @@ def _leading(parts: Sequence[tuple[int, str]]) -> Iterator[str]:
     yield from (f"{n} {unit}" for n, unit in started[:2])
 
 
-def _date(stamp: str) -> str:
+def date(stamp: str) -> str:
     return stamp.replace("T", " ").removesuffix("+00:00") + " UTC"

@@ -187,7 +187,8 @@ def _bridge_table(result: Result, title: str | None) -> Table:
     columns = {one["name"]: _metrics(result, one["name"]) for one in result["rows"]}
     for name in columns:
         table.add_column(name, justify="right")
-    for name in dict.fromkeys(name for column in columns.values() for name in column):
+    names = dict.fromkeys(name for column in columns.values() for name in column if name != SECONDS)
+    for name in [*names, SECONDS]:
         table.add_row(name, *(number(column.get(name), significant=name == SECONDS) for column in columns.values()))
     table.caption = "\n".join(bridge_notes(result)) or None
     return table

@@ -11,6 +11,8 @@ from .flat import FlatDiffAE, FlatDinacAE
 from .images import ImageReadError, image_size, open_image
 from .inference import InferenceConfig
 from .model_space import ModelSpaceConfig
+from .pair_shards import PairLayout, PairsError
+from .pairs import PairFolder
 from .published import export_published, published_tensors
 from .streams import read_stream, write_stream
 from .tiling import GlobalContextWarning, SeamError, Tileable, Tiled, seam_error
@@ -34,6 +36,9 @@ __all__ = [
     "LatentBridge",
     "LatentBridgeConfig",
     "ModelSpaceConfig",
+    "PairFolder",
+    "PairLayout",
+    "PairsError",
     "SeamError",
     "SemDisDiffAE",
     "Tileable",

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from ..blocks.adapters import ResidualStemConfig
 from ..blocks.feature_heads import LinearHeadConfig
@@ -121,7 +122,7 @@ class LatentBridge(nn.Module):
         """The same for images in [-1, 1], through the encoder of the latent space; ``seed`` is of its sample if any."""
         return self(self.space.encode(images, seed=seed))
 
-    def translate(self, latents: Latent) -> Latent:
+    def translate(self, latents: Latent) -> Float[Tensor, "b c i j"]:
         """Latents of the space that the teacher stands for, ``[b, c, h, w]``, marked as such; gradients flow.
 
         Raises:

@@ -5,18 +5,21 @@ decoder for another model's latents, such as capacitor_decoder for FLUX.2's, has
 """
 
 import json
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
-from ..blocks.latent_module import Codec, LatentSpace, Loaded
+from ..blocks.codecs import Codec, Loaded, RawLatent
+from ..blocks.latent_module import LatentSpace
 from ..blocks.latent_norm import NoNormConfig
 from ..blocks.latent_space import UNKNOWN, LatentSpec, complete
 from ..blocks.latent_spaces import KNOWN_SPACES
 from ..blocks.registry import PartError, decode, part
-from ..blocks.shapes import Image, Latent
+from ..blocks.shapes import Image
 from ..blocks.slots import FamilyConfig, LatentNormConfig, LatentSpaceConfig
 from .diffae import DiffAE, DiffAEConfig
 from .files import CONFIG, SPEC, WEIGHTS, CheckpointError, load_folder, read_config
@@ -33,12 +36,12 @@ class ModelCodec(Codec):
         self.settings = settings
         self.name = name
 
-    def moments(self, images: Image) -> tuple[Latent, Latent | None]:
+    def moments(self, images: Image) -> tuple[RawLatent, RawLatent | None]:
         if self.model.encoder is None:
             raise ValueError(f"{self.name}: is a decoder only; encode with the space whose latents it reads")
         return self.model.posterior(images.to(self.model.dtype)).mode().float(), None
 
-    def reconstruct(self, raw: Latent) -> Image:
+    def reconstruct(self, raw: RawLatent) -> Image:
         side = self.model.stride
         height, width = raw.shape[2] * side, raw.shape[3] * side
         noise = self.model.draw_noise(len(raw), height, width, seed=self.settings.seed).to(raw.device)
@@ -140,6 +143,10 @@ class ModelSpace(LatentSpace):
         self.foreign = config.foreign
         self.packing, self._raw_channels = 1, config.channels
         self._known = False
+
+    def fit(self, raw_latents: Iterable[Tensor]) -> LatentSpace:
+        self.load()  # the normaliser is the model's
+        return super().fit(raw_latents)
 
     @property
     def spec(self) -> LatentSpec:

@@ -300,6 +300,13 @@ def test_class_and_registers_are_read_out_of_all_positions_and_patches_do_not_se
     found = head(x)
     assert torch.equal(found.patches, plain(x).patches)
     assert found.registers.shape == (1, 3, 6)
+    queries = head.get_parameter("queries")
+    assert queries.grad is None
+    found.cls.sum().backward(retain_graph=True)
+    assert queries.grad is not None and queries.grad[0].any() and not queries.grad[1:].any()
+    queries.grad = None
+    found.registers[:, -1].sum().backward()
+    assert queries.grad[3].any() and not queries.grad[:3].any()
     for place in range(4):
         moved = x.clone()
         moved.view(1, 16, 4)[:, :, place] += 1

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import jaxtyping
+import numpy as np
 import pytest
 import torch
 from children import in_a_child, killed
@@ -31,6 +32,8 @@ from latelier.blocks import (
     LinearNoiseConfig,
     PartError,
     RandomTokenLogSNRConfig,
+    SkipDecoderConfig,
+    StackEncoderConfig,
     StridedConvStemConfig,
     TeacherOutput,
     TeacherSpec,
@@ -45,6 +48,8 @@ from latelier.families import (
     DiffAEConfig,
     LatentBridge,
     LatentBridgeConfig,
+    ModelSpaceConfig,
+    PairFolder,
     read_tensors,
     write_tensors,
 )
@@ -59,13 +64,17 @@ from latelier.training import (
     FolderDataConfig,
     GradientShares,
     LatentScaleConfig,
+    NpyPairsConfig,
     Objective,
     PairLoader,
+    PairsConfig,
+    Precision,
     Recipe,
     StageConfig,
     TrainingError,
     bridge_objective,
     load_run,
+    pack,
     read_records,
     train,
 )
@@ -352,6 +361,11 @@ def test_standardised_errors_are_in_units_of_the_deviations_of_training_features
     std = read_tensors(tmp_path / "run" / "objective.safetensors")[0]["bridge_mse_standardised.std"]
     _, said = PlantedConfig().training().read(range(40))  # five batches of eight are all of them
     torch.testing.assert_close(std, said.patches.std(dim=(0, 1), correction=0), rtol=1e-4, atol=1e-5)
+    few = replace(stage, objective=(BridgeMSEStandardisedConfig(weight=1.0, batches=1),))
+    train(recipe_of(few), tmp_path / "few")
+    train(recipe_of(few, replace(few, name="second")), tmp_path / "twice")
+    one, two = (read_tensors(tmp_path / run / "objective.safetensors")[0] for run in ("few", "twice"))
+    assert torch.equal(*(found["bridge_mse_standardised.std"] for found in (one, two)))
     large = read_tensors(tmp_path / "large" / "objective.safetensors")[0]["bridge_mse_standardised.std"]
     torch.testing.assert_close(large, 10 * std, rtol=1e-4, atol=1e-4)
 
@@ -635,4 +649,91 @@ def test_float16_is_refused_on_the_cpu(tmp_path: Path) -> None:
     assert text == (
         "stage 'main': precision: 'float16' trains on CUDA alone, and this run is on the CPU; take 'auto', which is "
         "bfloat16 on CUDA and float32 elsewhere"
+    )
+
+
+# --- float16, with its check for CUDA out of the way ---------------------------------------------------------------
+
+
+@pytest.fixture
+def float16_anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Precision, "check", staticmethod(lambda name, device, where: None))
+
+
+@pytest.mark.usefixtures("float16_anywhere")
+def test_float16_learns_what_float32_does_and_is_resumed_with_its_scale(tmp_path: Path) -> None:
+    stage = replace(STAGE, steps=12, precision="float16", checkpoint_every=4)
+    recipe = recipe_of(stage)
+    train(recipe, tmp_path / "whole", keep=9)
+    train(recipe_of(replace(stage, precision="float32")), tmp_path / "wide")
+    for line, other in zip(metrics(tmp_path / "whole"), metrics(tmp_path / "wide"), strict=True):
+        assert line["loss"] == pytest.approx(other["loss"], rel=2e-2)
+        assert line["bridge_cosine_share"] == pytest.approx(other["bridge_cosine_share"], rel=2e-2)
+        assert line["gradient_norm"] == pytest.approx(other["gradient_norm"], rel=5e-2)
+        assert line["loss_scale"] == 2**16 and "loss_scale" not in other
+    shutil.copytree(tmp_path / "whole", tmp_path / "half")
+    shutil.rmtree(tmp_path / "half" / "model")
+    for path in (tmp_path / "half" / "checkpoints").iterdir():
+        if path.name != "step-00000004.safetensors":
+            path.unlink()
+    kept = Checkpoints(tmp_path / "half" / "checkpoints", recipe).latest()
+    assert kept is not None and kept.group("precision")["_growth_tracker"].item() == 4
+    train(recipe, tmp_path / "half", keep=9, resume=True)
+    assert (tmp_path / "half" / "metrics.jsonl").read_bytes() == (tmp_path / "whole" / "metrics.jsonl").read_bytes()
+    last = Checkpoints(tmp_path / "half" / "checkpoints", recipe).latest()
+    assert last is not None and last.group("precision")["_growth_tracker"].item() == 12
+    theirs = weights(tmp_path / "half")
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in weights(tmp_path / "whole").items())
+    assert {tensor.dtype for tensor in theirs.values()} == {torch.float32}
+
+
+@pytest.mark.usefixtures("float16_anywhere")
+def test_steps_whose_gradients_overflow_in_float16_are_left_out_until_the_scale_fits(tmp_path: Path) -> None:
+    heavy = replace(STAGE, steps=12, precision="float16", objective=(BridgeCosineConfig(weight=50.0),), clip=None)
+    train(recipe_of(heavy), tmp_path / "run", keep=99)
+    lines = metrics(tmp_path / "run")
+    scales = [line["loss_scale"] for line in lines]
+    lost = ["gradient_norm" not in line for line in lines]
+    assert lost[0] and not lost[-1]
+    assert scales == [2.0 ** (16 - sum(lost[: i + 1])) for i in range(len(lost))]
+    hopeless = replace(heavy, steps=99, objective=(BridgeCosineConfig(weight=1e30),), log_every=99)
+    text = message(TrainingError, lambda: train(recipe_of(hopeless), tmp_path / "hopeless"))
+    assert text.startswith("step 17: the gradient norm is not finite; the last good checkpoint is ")
+
+
+# --- from pictures ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore::latelier.blocks.LatentScaleWarning")  # nothing has trained this autoencoder
+def test_a_pack_of_pictures_trains_a_bridge_and_so_do_npy_files_of_its_rows(pictures: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    encoder = StackEncoderConfig(depth=1)
+    decoder = SkipDecoderConfig(start=1, middle=1, end=1, rank=4)
+    DiffAEConfig(patch=4, width=8, latent=4, encoder=encoder, decoder=decoder).build().save_pretrained(tmp_path / "ae")
+    space = ModelSpaceConfig(path=str(tmp_path / "ae"))
+    packed = PairsConfig(path=str(tmp_path / "pack"), held_out_share=0.2)
+    pack(space, TEACHER, FolderDataConfig(path=str(pictures)).training(), packed.path, resolution=SIDE, flips=True)
+    model = replace(MODEL, space=space)
+    recipe = recipe_of(replace(STAGE, batch=4), data=packed, model=model)
+    train(recipe, tmp_path / "run")
+    run = load_run(tmp_path / "run")
+    assert run.model.latent_spec == PairFolder(packed.path).latent_spec
+    assert run.model.latent_spec.normalisation not in ("none", "unknown")
+    assert run.model.teacher_spec == run.teacher_spec == TEACHER.build().spec
+    everything = packed.everything()
+    latents, said = everything.read(range(len(everything)))
+    np.save(tmp_path / "latents.npy", latents.numpy())
+    np.save(tmp_path / "features.npy", said.patches.numpy())
+    files = NpyPairsConfig(
+        latents=str(tmp_path / "latents.npy"),
+        features=str(tmp_path / "features.npy"),
+        space=space,
+        stored="normalised",
+        resolution=SIDE,
+        held_out_share=0.2,
+    )
+    train(recipe_of(replace(STAGE, batch=4), data=files, model=model), tmp_path / "npy")
+    assert latelier.load(tmp_path / "npy" / "model").teacher_spec is None
+    assert message(ValueError, lambda: train(replace(recipe, model=MODEL), tmp_path / "other")).startswith(
+        "LatentBridge: these latents are of another space ("
     )

@@ -19,7 +19,7 @@ from .caching import cache_features, every_picture
 from .checkpoints import Checkpoint, Checkpoints, Position, optimiser_tensors, restore_optimiser
 from .crops import BucketCropConfig, CentralCropConfig, CropConfig, NativeCropConfig, RandomCropConfig, bucket_shapes
 from .ema import Average
-from .engine import Trainer, TrainingError, objective_of, train
+from .engine import Trainer, TrainingError, train
 from .feature_terms import ClassCosineConfig, FeatureMSEConfig, FeatureObjectiveConfig, PatchCosineConfig
 from .feeds import Feed, ImageFeed, PairFeed
 from .labels import LabelledFolderConfig, LabelledFolderSource
@@ -34,10 +34,13 @@ from .objectives import (
     Objective,
     VarianceExpansionConfig,
     VPReconstructionConfig,
+    objective_of,
 )
 from .optimisers import AdamWConfig, ConstantRateConfig, CosineRateConfig, TrapezoidRateConfig
 from .order import Group, Order, Shuffled, permutation
+from .packing import pack
 from .pair_loader import PairBatch, PairLoader, held_out_pairs
+from .pairs import NpyPairsConfig, PairsConfig
 from .precision import Precision
 from .progress import ProgressWatcher
 from .recipe import Recipe, StageConfig, trainable_names
@@ -94,12 +97,14 @@ __all__ = [
     "LogSNRStartConfig",
     "MeasuredTerm",
     "NativeCropConfig",
+    "NpyPairsConfig",
     "Objective",
     "Order",
     "PCAStartConfig",
     "PairBatch",
     "PairFeed",
     "PairLoader",
+    "PairsConfig",
     "PatchAlignmentConfig",
     "PatchCosineConfig",
     "PhotographSource",
@@ -139,6 +144,7 @@ __all__ = [
     "load_run",
     "objective_of",
     "optimiser_tensors",
+    "pack",
     "permutation",
     "read_recipe",
     "read_records",

@@ -39,12 +39,12 @@ def lock(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def told(folder: Path, what: str) -> Iterator[None]:
-    """Say what a file that cannot be written, on a full disk for one, means for the others."""
+def told(folder: Path, what: str, *, shards: str = SHARDS) -> Iterator[None]:
+    """Say what a file that cannot be written, on a full disk for one, means for the ``shards`` that are there."""
     try:
         yield
     except OSError as error:
-        whole = len(list(folder.glob(SHARDS)))
+        whole = len(list(folder.glob(shards)))
         raise FeatureCacheError(
             f"{folder}: {what} cannot be written ({error.strerror}); {whole} shards are there and stay good; make room "
             "and run the same command again, which goes on with the next"

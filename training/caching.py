@@ -6,10 +6,11 @@ started again, by other numbers of processes too, ends with the same bytes, wher
 are the same. Pictures that come later are new shards; the others stay.
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import PIL.Image
 import torch
@@ -188,29 +189,56 @@ def every_picture(data: DataConfig) -> ImageSource:
 # --- the work -----------------------------------------------------------------------------------------------------
 
 
-class _Views(Dataset):
-    """Batches of the views of pictures, which are named by their indices in the source."""
+class Views(Dataset):
+    """Batches of the views of pictures, which are named by their indices in the source; ``cut`` makes a view."""
 
-    def __init__(self, source: ImageSource, layout: FeatureLayout, batches: Sequence[Sequence[int]]) -> None:
-        self.source, self.layout, self.batches = source, layout, batches
+    def __init__(
+        self,
+        source: ImageSource,
+        batches: Sequence[Sequence[int]],
+        *,
+        views: Sequence[str],
+        side: int,
+        cut: Callable[[PIL.Image.Image, str, str], PIL.Image.Image],
+    ) -> None:
+        self.source, self.batches, self.views, self.side, self.cut = source, batches, views, side, cut
 
     def __getitem__(self, number: int) -> tuple[Pixels, dict[str, str]] | ImageReadError:
         """Views of one picture after those of another, and the reasons by the names of those that cannot be read.
 
         In their place there is black. An error is returned: raised in a worker, it would be wrapped in a traceback.
         """
-        side = self.layout.resolution
         crops, unreadable = [], {}
         for index in self.batches[number]:
+            name = self.source.name(index)
             try:
                 image = self.source.read(index)
             except ImageReadError as error:
                 if not error.skippable:
                     return error
-                unreadable[self.source.name(index)] = error.reason
-                image = PIL.Image.new("RGB", (side, side))
-            crops += [central_view(image, (side, side), view) for view in self.layout.views]
+                unreadable[name] = error.reason
+                image = PIL.Image.new("RGB", (self.side, self.side))
+            crops += [self.cut(image, name, view) for view in self.views]
         return to_pixels(crops), unreadable
+
+    def loaded(self, *, workers: int, device: torch.device) -> Iterator[Any]:
+        """What :meth:`__getitem__` gives, in order."""
+        return iter(
+            DataLoader(
+                self,
+                batch_size=None,
+                sampler=range(len(self.batches)),
+                num_workers=workers,
+                collate_fn=pass_on,
+                worker_init_fn=leave_interrupts_to_the_main_process,
+                generator=torch.Generator(),
+                pin_memory=device.type == "cuda",
+            )
+        )
+
+
+def _cut(side: int, image: PIL.Image.Image, name: str, view: str) -> PIL.Image.Image:
+    return central_view(image, (side, side), view)
 
 
 def _make(
@@ -235,18 +263,9 @@ def _make(
         for entry in mine
         for first in range(0, len(entry.names), size)
     ]
-    loaded = iter(
-        DataLoader(
-            _Views(source, layout, batches),
-            batch_size=None,
-            sampler=range(len(batches)),
-            num_workers=workers,
-            collate_fn=pass_on,
-            worker_init_fn=leave_interrupts_to_the_main_process,
-            generator=torch.Generator(),
-            pin_memory=world.device.type == "cuda",
-        )
-    )
+    side = layout.resolution
+    views = Views(source, batches, views=layout.views, side=side, cut=partial(_cut, side))
+    loaded = views.loaded(workers=workers, device=world.device)
     done, total = 0, sum(len(entry.names) for entry in mine)
     for turn in range(-(-len(waiting) // world.size)):
         if turn < len(mine):

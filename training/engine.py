@@ -26,7 +26,7 @@ from .cached import with_computing_teacher
 from .checkpoints import Checkpoint, Checkpoints, Position, optimiser_tensors, restore_optimiser
 from .ema import Average
 from .feeds import Served, feed_of
-from .objectives import MeasuredTerm, Objective
+from .objectives import MeasuredTerm, Objective, objective_of
 from .precision import Precision
 from .recipe import Recipe, StageConfig, trainable_names
 from .records import Records, Watcher
@@ -94,18 +94,6 @@ def train(
         return trainer.run(latest, tensorboard=tensorboard)
 
 
-def objective_of(recipe: Recipe, stage: StageConfig, model: nn.Module) -> Objective:
-    """The objective of a stage, its terms newly born."""
-    return Objective(
-        model,
-        stage.objective,
-        config=recipe.model,
-        teacher=recipe.teacher,
-        latents=stage.latents,
-        corruption=stage.corruption,
-    )
-
-
 class Trainer:
     """One process of a run."""
 
@@ -128,7 +116,7 @@ class Trainer:
         self.feed = feed_of(recipe, world)
         for stage in recipe.stages:
             check_adaptive_weights(stage, self.model)
-            Precision(stage.precision, world.device, where=f"stage {stage.name!r}")
+            Precision.check(stage.precision, world.device, where=f"stage {stage.name!r}")
             if stage.batch % (stage.accumulate * world.size):
                 raise ValueError(
                     f"stage {stage.name!r}: a batch of {stage.batch} does not divide into {stage.accumulate} parts on "
@@ -183,7 +171,7 @@ class Trainer:
             self.average.model.load_state_dict(checkpoint.group("average"))
             self.objective.terms.load_state_dict(checkpoint.group("terms"))
             self.objective.adaptive.restore(checkpoint.group("adaptive"))
-        self.precision = Precision(stage.precision, self.world.device, where=f"stage {stage.name!r}")
+        self.precision = Precision(stage.precision, self.world.device)
         self.average.decay = stage.ema
         learns = trainable_names([name for name, _ in self.model.named_parameters()], stage)
         for name, parameter in self.model.named_parameters():
@@ -263,9 +251,10 @@ class Trainer:
         terms |= {f"{name}_weight": weight for name, weight in effective.items()}
         pulls = shares.of(self.objective.weights | effective, self.world.average)
         terms |= {f"{name}_share": share for name, share in pulls.items()}
+        if torch.isfinite(norm):  # of a step that float16 left out there is none
+            terms["gradient_norm"] = norm.item()
         rate = self.optimiser.param_groups[0]["lr"]
-        found = {"loss": self.objective.total(values).item(), **terms, "gradient_norm": norm.item(), "rate": rate}
-        return found | self.precision.recorded()
+        return {"loss": self.objective.total(values).item(), **terms, "rate": rate} | self.precision.recorded()
 
     def _accumulate(
         self, module: nn.Module, stage: StageConfig, batch: Served, step: int, shares: GradientShares

@@ -14,11 +14,13 @@ from torch import Tensor
 
 from ..blocks.draws import address
 from ..blocks.latent_space import LatentSpec
-from ..blocks.slots import ImageSource, PairSource, TeacherOutput
+from ..blocks.registry import differences
+from ..blocks.slots import ImageSource, PairSource, TeacherConfig, TeacherOutput
 from ..blocks.teacher_spec import TeacherSpec
 from .cached import CachedTeacher, computing_teacher
 from .loader import Batch, ImageLoader, held_out_batches
 from .pair_loader import PairBatch, PairLoader, held_out_pairs
+from .pairs import PackedPairs
 from .recipe import Recipe, StageConfig
 from .world import World
 
@@ -180,10 +182,10 @@ class PairFeed(Feed[PairBatch]):
                 f"model: {self.recipe.model.kind!r} learns from images, and {self.recipe.data.kind!r} gives latents "
                 "and features; take a bridge, 'family/latent_bridge'"
             )
-        self._check_teacher(model, accept)
         for source in (self.training, self.apart):
             model.take_specs(latent=source.latent_spec, teacher=source.teacher_spec)
         self._try(model)
+        self._check_teacher(model.config.teacher, accept)
         self.latent_spec, self.teacher_spec = self.training.latent_spec, self.training.teacher_spec
 
     def batches(
@@ -214,11 +216,21 @@ class PairFeed(Feed[PairBatch]):
         for batch in made:
             yield self.given(batch)
 
-    def _check_teacher(self, model: Any, accept: Collection[str]) -> None:
-        """Raise ``ValueError`` where another teacher gave the features than the model's, which is built if in doubt."""
-        packed, config = self.training.teacher_spec, model.config.teacher
-        if packed is not None and getattr(self.recipe.data, "teacher", None) != config:
-            computing_teacher(config).build().spec.check(packed, where=self.recipe.data.kind, accept=accept)
+    def _check_teacher(self, ours: TeacherConfig, accept: Collection[str]) -> None:
+        """Raise ``ValueError`` where the model predicts another teacher, which is built if its description differs."""
+        spec, kind = self.training.teacher_spec, self.recipe.data.kind
+        packed = self.training.pack.teacher if isinstance(self.training, PackedPairs) else None
+        if spec is None or ours == packed:
+            return
+        try:
+            built = computing_teacher(ours).build()
+        except (OSError, ImportError) as error:
+            lines = differences(packed, ours, where="model.teacher")
+            raise ValueError(
+                f"{kind}: was made with another teacher ({'; '.join(lines)}), and ours cannot be built to compare "
+                f"them ({error}); give the bridge the teacher of the pairs"
+            ) from error
+        built.spec.check(spec, where=kind, accept=accept)
 
     @torch.no_grad()
     def _try(self, model: Any) -> None:

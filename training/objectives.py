@@ -27,6 +27,7 @@ from ..blocks.slots import (
 )
 from ..blocks.vp import Beta22TimesConfig, UniformTimesConfig, sid2_weight
 from .adaptive import AdaptiveWeights, short
+from .recipe import Recipe, StageConfig
 
 Latents = Literal["encoder", "teacher", "data"]
 """Where a stage's latents come from."""
@@ -308,3 +309,15 @@ class Objective(nn.Module):
         """What adaptive weights need of the last forward, whose graph stays."""
         latest, self.latest = self.latest, {}
         return self.adaptive.gradients(latest, self.model)
+
+
+def objective_of(recipe: Recipe, stage: StageConfig, model: nn.Module) -> Objective:
+    """The objective of a stage, its terms newly born."""
+    return Objective(
+        model,
+        stage.objective,
+        config=recipe.model,
+        teacher=recipe.teacher,
+        latents=stage.latents,
+        corruption=stage.corruption,
+    )

@@ -18,22 +18,22 @@ SMALLEST_SCALE = 1.0
 
 
 class Precision:
-    """Autocast and loss scaling of a stage; without float16, the latter does nothing.
+    """Autocast and loss scaling of a stage; without float16, the latter does nothing."""
 
-    Raises:
-        ValueError: float16 on a device other than CUDA.
-    """
+    def __init__(self, name: PrecisionName, device: torch.device) -> None:
+        self.device = device
+        self.dtype = torch.float16 if name == "float16" else torch.bfloat16
+        self.low = name in ("bfloat16", "float16") or (name == "auto" and device.type == "cuda")
+        self._scaler = torch.amp.GradScaler(device.type, enabled=name == "float16")
 
-    def __init__(self, name: PrecisionName, device: torch.device, *, where: str) -> None:
+    @staticmethod
+    def check(name: PrecisionName, device: torch.device, *, where: str) -> None:
+        """Raise ``ValueError`` for float16 on a device other than CUDA, where nothing is gained by it."""
         if name == "float16" and device.type != "cuda":
             raise ValueError(
                 f"{where}: precision: 'float16' trains on CUDA alone, and this run is on the {device.type.upper()}; "
                 "take 'auto', which is bfloat16 on CUDA and float32 elsewhere"
             )
-        self.device = device
-        self.dtype = torch.float16 if name == "float16" else torch.bfloat16
-        self.low = name in ("bfloat16", "float16") or (name == "auto" and device.type == "cuda")
-        self._scaler = torch.amp.GradScaler(device.type, enabled=name == "float16")
 
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.low)

@@ -19,9 +19,9 @@ from ..families.streams import read_stream
 from .adaptive import short
 from .cached import computing_teacher
 from .checkpoints import teacher_spec_in
-from .engine import MODEL, RECIPE, TERMS, objective_of
+from .engine import MODEL, RECIPE, TERMS
 from .feature_terms import FeatureTerm
-from .objectives import NoisyAlignment
+from .objectives import NoisyAlignment, objective_of
 from .recipe import Recipe
 
 
