@@ -6,13 +6,28 @@
 
 Tiles overlap by ``tile - stride`` and are blended as ``blocks/tiling.py`` says. Batches are cut first, then images.
 
-**Memory.** Beyond its result a view holds what the model itself needs for one tile, whatever the image's size. A
-decoder that starts from noise also holds the noise of the whole batch, float32 and on the CPU, as large as the
-images: it is drawn once as without tiling and cut, so that tiles agree where they overlap.
+**Memory.** Beyond its result a view holds what the model itself needs for one tile, whatever the image's size. Decoding
+4096 x 4096 pixels with dc-ae-f32c32-sana in bfloat16 takes 0.5 GiB beside the weights at the default tile, of which
+192 MiB are the result, and 1.5 GiB at a tile of 1024; as a whole it takes 20 GiB (tensors alive at once; scratch inside
+operators is not in it). A decoder that starts from noise also holds the noise of the whole batch, float32 and on the
+CPU, as large as the images: it is drawn once as without tiling and cut, so that tiles agree where they overlap. Only a
+latent norm with statistics for each position holds the raw latents as well. Where gradients are kept, so are the
+activations of all tiles.
 
 **Seams.** A convolution sees a neighbourhood, which the overlap holds at least in part. GRN, linear attention and full
 attention see all of a tile, and so a tile differs from the same place of the whole image; making a view of such a model
-gives a :class:`GlobalContextWarning`. :func:`seam_error` measures by how much.
+gives a :class:`GlobalContextWarning`. :func:`seam_error` measures by how much. Two photographs of 512 x 512 that the
+demo's models never saw, overlaps of an eighth, latents normalised and images in [-1, 1], largest and mean difference:
+
+| model, what sees everything                        | tile | encode       | decode        | PSNR whole, tiled |
+|----------------------------------------------------|------|--------------|---------------|-------------------|
+| demo/semdisdiffae, GRN in both halves              |  128 | 0.014 0.0002 | 0.061  0.0007 | 34.52 34.52       |
+|                                                    |  256 | 0.004 0.0001 | 0.017  0.0002 | 34.52 34.52       |
+| demo/dinac_ae, attention in the encoder, GRN after |  128 | 0.014 0.0007 | 0.061  0.0008 | 34.50 34.50       |
+|                                                    |  256 | 0.013 0.0005 | 0.017  0.0002 | 34.50 34.50       |
+| dc_ae_small_64 after 1,000 steps, linear attention |  128 | 0.429 0.025  | 0.175  0.0028 | 24.96 24.94       |
+|                                                    |  256 | 0.191 0.013  | 0.095  0.0011 | 24.96 24.96       |
+|                                                    |  384 | 0.066 0.005  | 0.013  0.0003 | 24.96 24.96       |
 """
 
 import warnings
@@ -110,7 +125,7 @@ class Tiled(nn.Module):
 
     Gradients flow to images or latents that require them, and then to parameters too; otherwise none are kept, so that
     memory stays bounded. Results lie where the images or latents lie, tiles are moved to where the model lies: a large
-    image can stay on the CPU.
+    image can stay on the CPU. All tiles of an image have one size, so a model that is compiled by itself is compiled once.
 
     Args:
         tile: pixels a side that are computed at a time, one number or (height, width); an image that fits is not cut.
