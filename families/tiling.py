@@ -125,7 +125,7 @@ class Tiled(nn.Module):
 
     Gradients flow to images or latents that require them, and then to parameters too; otherwise none are kept, so that
     memory stays bounded. Results lie where the images or latents lie, tiles are moved to where the model lies: a large
-    image can stay on the CPU. All tiles of an image have one size, so a model that is compiled by itself is compiled once.
+    image can stay on the CPU. All tiles of an image have one size, so a model compiled by itself compiles once.
 
     Args:
         tile: pixels a side that are computed at a time, one number or (height, width); an image that fits is not cut.
