@@ -197,8 +197,8 @@ def cases(draw: st.DrawFn) -> Case:
     tile = draw(st.tuples(tiles, tiles))
     stride = draw(st.tuples(*(st.integers(1, t) for t in tile)))
     height, width, b = draw(side), draw(side), draw(st.integers(1, 3))
-    scaled = [tuple(RATIO * n for n in pair) for pair in (tile, stride)]
-    return Case(torch.randn(b, 3, RATIO * height, RATIO * width), scaled[0], scaled[1], draw(st.integers(1, 3)))
+    pixels = [(RATIO * down, RATIO * across) for down, across in (tile, stride)]
+    return Case(torch.randn(b, 3, RATIO * height, RATIO * width), pixels[0], pixels[1], draw(st.integers(1, 3)))
 
 
 @settings(max_examples=25)
