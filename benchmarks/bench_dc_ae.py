@@ -15,9 +15,9 @@ from latelier.families import DCAE
 from latelier.recipes import dc_ae
 
 CONFIGS = {
-    "sana-1.0": dc_ae.dc_ae_f32c32_sana_1_0,
-    "in-1.0": dc_ae.dc_ae_f32c32_in_1_0,
-    "lite": dc_ae.dc_ae_lite_f32c32,
+    "sana-1.0": dc_ae.dc_ae_f32c32_sana_1_0().model,
+    "in-1.0": dc_ae.dc_ae_f32c32_in_1_0().model,
+    "lite": dc_ae.dc_ae_lite_f32c32().model,
 }
 
 
@@ -25,16 +25,16 @@ CONFIGS = {
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, DCAE, Any]:
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("dc_ae")
-    model = CONFIGS[request.param]().build().eval()
+    model = CONFIGS[request.param].build().eval()
     theirs: Any = AutoencoderDC.from_pretrained(model.export_diffusers(folder), low_cpu_mem_usage=False)
     return request.param, model.to(DEVICE), theirs.eval().to(DEVICE)
 
 
 def bench_parameters_are_the_published_ones() -> None:
     counts = {"sana-1.0": 312_250_275, "in-1.0": 323_356_460, "lite": 153_027_104 + 268_154_124}
-    for name, make in CONFIGS.items():
+    for name, config in CONFIGS.items():
         with torch.device("meta"):
-            assert sum(p.numel() for p in make().build().parameters()) == counts[name]
+            assert sum(p.numel() for p in config.build().parameters()) == counts[name]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])

@@ -5,6 +5,7 @@ if __name__ != "latelier.blocks":  # Python was started inside the checkout and 
 
 from .adapters import PatchifyStemConfig, ResidualStemConfig, StridedConvStemConfig
 from .adaptive import GradientRatioConfig
+from .adversarial_losses import HingeLossConfig, NonSaturatingLossConfig
 from .attention import BACKENDS, attend, use_attention, why_not
 from .autoencoders import (
     AutoencoderSpaceConfig,
@@ -38,6 +39,7 @@ from .bridge_losses import (
 from .bridge_noise import LinearNoiseConfig, SigmaNoiseConfig
 from .codecs import Codec, Loaded
 from .corruption import RandomTokenLogSNRConfig
+from .discriminators import PatchGAN, PatchGANConfig
 from .dit import DiTBlock, DiTBlockConfig, RoPEAttention, SandwichDiTBlock
 from .draws import Draws, address, cpu_normal
 from .dropout import Dropout, addressed
@@ -85,6 +87,7 @@ from .modulation import AdaLN, LowRankDelta
 from .norm import GRN, ChannelRMSNorm, PixelBatchNorm, PixelRMSNorm, RMSNorm, channel_rms_norm, response_norm
 from .overrides import override
 from .patch import Patchify, Unpatchify, patchify, unpatchify
+from .perceptual import LPIPS, RandomPyramid, check_lpips, feature_distance
 from .positions import Resampling, resample_rows, resample_table
 from .posterior import EncoderPosterior, PointPosteriorConfig, VPPosteriorConfig, alpha_sigma
 from .precision import Float32Buffers, Float32Islands
@@ -153,11 +156,13 @@ from .rope import AxialRoPE, rope_angles, rope_periods, rotate
 from .samplers import GRIDS, SAMPLERS, cosine_grid, ddim, dpmpp_2m, linear_grid, path_drop_guidance
 from .sequence import SequenceBlock, SequenceBlockConfig
 from .slots import (
+    AdversarialLossConfig,
     BlockConfig,
     BridgeNoiseConfig,
     CorruptionConfig,
     DataConfig,
     DecoderConfig,
+    DiscriminatorConfig,
     DownConfig,
     EncoderConfig,
     FamilyConfig,
@@ -239,12 +244,14 @@ __all__ = [
     "IMAGENET_MEAN",
     "IMAGENET_STD",
     "KNOWN_SPACES",
+    "LPIPS",
     "MLP",
     "RAW",
     "SAMPLERS",
     "UNKNOWN",
     "AIMv2Config",
     "AdaLN",
+    "AdversarialLossConfig",
     "AutoencoderSpaceConfig",
     "AxialRoPE",
     "Backbone",
@@ -276,6 +283,7 @@ __all__ = [
     "DecoderConfig",
     "DiTBlock",
     "DiTBlockConfig",
+    "DiscriminatorConfig",
     "DownConfig",
     "Draws",
     "Dropout",
@@ -307,6 +315,7 @@ __all__ = [
     "HOGConfig",
     "HeadConfig",
     "Hidden",
+    "HingeLossConfig",
     "ImageSource",
     "InBothConfig",
     "KLSpaceConfig",
@@ -340,12 +349,15 @@ __all__ = [
     "NoisedReadingConfig",
     "NoisyLatentHead",
     "NoisyLatentHeadConfig",
+    "NonSaturatingLossConfig",
     "ObjectiveConfig",
     "OptimiserConfig",
     "PEConfig",
     "PairSource",
     "Part",
     "PartError",
+    "PatchGAN",
+    "PatchGANConfig",
     "Patchify",
     "PatchifyStemConfig",
     "PixelBatchNorm",
@@ -375,6 +387,7 @@ __all__ = [
     "RAESigLIP2BSpaceConfig",
     "RAESpaceConfig",
     "RMSNorm",
+    "RandomPyramid",
     "RandomTokenLogSNRConfig",
     "RateConfig",
     "ReadingConfig",
@@ -458,6 +471,7 @@ __all__ = [
     "blend",
     "bridge_loss",
     "channel_rms_norm",
+    "check_lpips",
     "check_scale",
     "class_distance",
     "cosine_distance",
@@ -470,6 +484,7 @@ __all__ = [
     "discover",
     "dpmpp_2m",
     "encode",
+    "feature_distance",
     "fingerprint",
     "fit_channels",
     "frechet_distance",

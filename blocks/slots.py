@@ -391,6 +391,10 @@ class StepState:
     predicts from the latents that it was given."""
     tau: Times | None = None
     """How noisy those were, where a bridge is told."""
+    reconstruction: Image | None = None
+    """The image that the latent is decoded to in one pass, once a term has asked for it."""
+    adversary: Any = None
+    """What judges reconstructions, in a stage that has an adversary."""
 
 
 class CorruptionConfig(Part, ABC):
@@ -411,12 +415,35 @@ class ObjectiveConfig(Part, ABC):
     slot: ClassVar[str] = "objective"
     of_pairs: ClassVar[bool] = False
     """Whether it is a term of stages on pairs of latents and features, which have no images, and of no others."""
+    adversarial: ClassVar[bool] = False
+    """Whether it is a term of stages with an adversary, and of no others."""
     weight: float
     adaptive: GradientRatioConfig | None = None
     """How the weight follows gradients, for terms that have this as a field; None is a fixed weight."""
 
     @abstractmethod
     def build(self, model: FamilyConfig, teacher: TeacherConfig | None) -> nn.Module: ...
+
+
+class DiscriminatorConfig(Part, ABC):
+    """Tells pictures from reconstructions: ``forward(image: Image) -> logits [b, ...]``, high for pictures."""
+
+    slot: ClassVar[str] = "discriminator"
+
+    @abstractmethod
+    def build(self, *, channels: int) -> nn.Module: ...
+
+
+class AdversarialLossConfig(Part, ABC):
+    """What a discriminator minimises, and the model that it judges, as functions of its logits; float32 means."""
+
+    slot: ClassVar[str] = "adversarial_loss"
+
+    @abstractmethod
+    def of_discriminator(self, real: Float[Tensor, "b ..."], fake: Float[Tensor, "b ..."]) -> Float[Tensor, ""]: ...
+
+    @abstractmethod
+    def of_generator(self, fake: Float[Tensor, "b ..."]) -> Float[Tensor, ""]: ...
 
 
 class OptimiserConfig(Part, ABC):
@@ -601,12 +628,14 @@ class ProbeConfig(Part, ABC):
 
 
 __all__ = [
+    "AdversarialLossConfig",
     "BlockConfig",
     "BridgeNoiseConfig",
     "Columns",
     "CorruptionConfig",
     "DataConfig",
     "DecoderConfig",
+    "DiscriminatorConfig",
     "DownConfig",
     "EncoderConfig",
     "FamilyConfig",

@@ -6,10 +6,26 @@
 from collections.abc import Callable
 
 from ..training.recipe import Recipe, StageConfig
-from . import demo
+from . import dc_ae, demo
 from .ablate import ablate, collect
 from .cells import CellBusyError, summary_of
 from .costs import StepCost, count_step, with_steps
+from .dc_ae import (
+    dc_ae_f32c32_in_1_0,
+    dc_ae_f32c32_mix_1_0,
+    dc_ae_f32c32_sana_1_0,
+    dc_ae_f32c32_sana_1_1,
+    dc_ae_f64c128,
+    dc_ae_f64c128_in_1_0,
+    dc_ae_f64c128_mix_1_0,
+    dc_ae_f128c512,
+    dc_ae_f128c512_in_1_0,
+    dc_ae_f128c512_mix_1_0,
+    dc_ae_lite_f32c32,
+    dc_ae_small_64,
+    dc_ae_small_128,
+    dc_ae_small_256,
+)
 from .dinac_ae import dinac_ae, dinac_ae_d2
 from .find import find, find_source
 from .grid import Variant, grid, parse_axes, swap
@@ -33,6 +49,18 @@ RECIPES: dict[str, Callable[..., Recipe]] = {
     "capacitor_decoder": capacitor_decoder,
     "dinac_ae": dinac_ae,
     "dinac_ae_d2": dinac_ae_d2,
+    "dc_ae_f32c32_sana_1_0": dc_ae_f32c32_sana_1_0,
+    "dc_ae_f32c32_sana_1_1": dc_ae_f32c32_sana_1_1,
+    "dc_ae_f32c32_in_1_0": dc_ae_f32c32_in_1_0,
+    "dc_ae_f32c32_mix_1_0": dc_ae_f32c32_mix_1_0,
+    "dc_ae_f64c128_in_1_0": dc_ae_f64c128_in_1_0,
+    "dc_ae_f64c128_mix_1_0": dc_ae_f64c128_mix_1_0,
+    "dc_ae_f128c512_in_1_0": dc_ae_f128c512_in_1_0,
+    "dc_ae_f128c512_mix_1_0": dc_ae_f128c512_mix_1_0,
+    "dc_ae_lite_f32c32": dc_ae_lite_f32c32,
+    "dc_ae_small_64": dc_ae_small_64,
+    "dc_ae_small_128": dc_ae_small_128,
+    "dc_ae_small_256": dc_ae_small_256,
     "demo/semdisdiffae": demo.semdisdiffae,
     "demo/dinac_ae": demo.dinac_ae,
 }
@@ -50,6 +78,21 @@ __all__ = [
     "capacitor_decoder",
     "collect",
     "count_step",
+    "dc_ae",
+    "dc_ae_f32c32_in_1_0",
+    "dc_ae_f32c32_mix_1_0",
+    "dc_ae_f32c32_sana_1_0",
+    "dc_ae_f32c32_sana_1_1",
+    "dc_ae_f64c128",
+    "dc_ae_f64c128_in_1_0",
+    "dc_ae_f64c128_mix_1_0",
+    "dc_ae_f128c512",
+    "dc_ae_f128c512_in_1_0",
+    "dc_ae_f128c512_mix_1_0",
+    "dc_ae_lite_f32c32",
+    "dc_ae_small_64",
+    "dc_ae_small_128",
+    "dc_ae_small_256",
     "demo",
     "dinac_ae",
     "dinac_ae_d2",

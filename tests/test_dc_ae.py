@@ -28,7 +28,11 @@ from latelier.blocks import (
 from latelier.families import DCAE, DCAEConfig, DiffAE
 from latelier.recipes import dc_ae
 
-SANA, IMAGENET, LITE = dc_ae.dc_ae_f32c32_sana_1_0(), dc_ae.dc_ae_f32c32_in_1_0(), dc_ae.dc_ae_lite_f32c32()
+SANA, IMAGENET, LITE = (
+    dc_ae.dc_ae_f32c32_sana_1_0().model,
+    dc_ae.dc_ae_f32c32_in_1_0().model,
+    dc_ae.dc_ae_lite_f32c32().model,
+)
 
 
 def shrunk(config: DCAEConfig) -> DCAEConfig:
@@ -176,13 +180,13 @@ def test_the_ordinary_split_of_heads_is_not_what_diffusers_computes(pair: tuple[
     ("config", "parameters", "stored"),
     [
         (SANA, 312_250_275, 312_250_275),
-        (dc_ae.dc_ae_f32c32_sana_1_1(), 312_250_275, 312_250_275),
+        (dc_ae.dc_ae_f32c32_sana_1_1().model, 312_250_275, 312_250_275),
         (IMAGENET, 323_356_460, 323_369_260),
-        (dc_ae.dc_ae_f32c32_mix_1_0(), 323_356_460, 323_369_260),
-        (dc_ae.dc_ae_f64c128(), 676_896_140, 676_908_940),
-        (dc_ae.dc_ae_f64c128_mix_1_0(), 676_896_140, 676_908_940),
-        (dc_ae.dc_ae_f128c512(), 1_120_682_252, 1_120_695_052),
-        (dc_ae.dc_ae_f128c512_mix_1_0(), 1_120_682_252, 1_120_695_052),
+        (dc_ae.dc_ae_f32c32_mix_1_0().model, 323_356_460, 323_369_260),
+        (dc_ae.dc_ae_f64c128().model, 676_896_140, 676_908_940),
+        (dc_ae.dc_ae_f64c128_mix_1_0().model, 676_896_140, 676_908_940),
+        (dc_ae.dc_ae_f128c512().model, 1_120_682_252, 1_120_695_052),
+        (dc_ae.dc_ae_f128c512_mix_1_0().model, 1_120_682_252, 1_120_695_052),
         (LITE, 153_027_104 + 268_154_124, 153_027_104 + 268_154_124),
     ],
 )
@@ -391,7 +395,7 @@ def test_half_precision_is_finite_at_1024_pixels(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("pixels", [64, 128, 256])
 def test_small_presets_have_latents_of_8x8_and_statistics_to_fit(pixels: int) -> None:
-    config = getattr(dc_ae, f"dc_ae_small_{pixels}")()
+    config = getattr(dc_ae, f"dc_ae_small_{pixels}")().model
     with torch.device("meta"):
         model = config.build()
     assert model.encode(torch.empty(1, 3, pixels, pixels, device="meta")).shape == (1, config.latent, 8, 8)

@@ -55,7 +55,7 @@ from latelier.families import (
     Tiled,
     seam_error,
 )
-from latelier.recipes.dc_ae import dc_ae_f32c32_sana_1_0, dc_ae_small_64
+from latelier.recipes import dc_ae_f32c32_sana_1_0, dc_ae_small_64
 
 RATIO = 4
 """Pixels a side of one position, in the models of these tests."""
@@ -264,7 +264,7 @@ LOCAL = DCAEConfig(
 )
 CONFIGS: dict[str, Any] = {
     "dc_ae, convolutions": LOCAL,
-    "dc_ae, attention": dc_ae_small_64(),
+    "dc_ae, attention": dc_ae_small_64().model,
     "semdisdiffae": DiffAEConfig(patch=4, width=16, latent=6, encoder=StackEncoderConfig(depth=1), decoder=STACK),
     "packed latents": DiffAEConfig(
         patch=2, width=16, latent=3, latent_patch=2, encoder=StackEncoderConfig(depth=1), decoder=STACK
@@ -417,7 +417,7 @@ def test_memory_beyond_the_result_stays_while_the_image_grows_sixteen_times(name
 
 def test_a_decode_of_4096_pixels_at_published_size_fits_a_gigabyte(measuring: ModuleType) -> None:
     with torch.device("meta"):
-        model = dc_ae_f32c32_sana_1_0().build().bfloat16().eval()
+        model = dc_ae_f32c32_sana_1_0().model.build().bfloat16().eval()
         latents = torch.zeros(1, 32, 128, 128, dtype=torch.bfloat16)
     view = tiled(model, 1024, 896)
     result = 3 * 4096**2 * 4
@@ -442,7 +442,7 @@ def test_tiles_overlap_by_an_eighth_and_at_least_one_position() -> None:
     model = LOCAL.build()
     assert model.tiled().tile_stride == (448, 448)
     assert model.tiled((16, 4)).tile_stride == (12, 4)
-    assert tiled(dc_ae_small_64().build(), 200).tile_stride == (176, 176)
+    assert tiled(dc_ae_small_64().model.build(), 200).tile_stride == (176, 176)
 
 
 @pytest.mark.parametrize(
