@@ -8,6 +8,7 @@ that follows another with an adversary of the same form takes it over.
 """
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -204,7 +205,7 @@ class Adversary:
 
     def _read(self, say: Callable[[str], None]) -> None:
         path = self.config.weights
-        found, header = read_tensors(path)
+        found, header = read_tensors(Path(path).expanduser())
         if "latelier.position" in header:  # a checkpoint of a run
             found = {name.removeprefix(f"{GROUP}/"): t for name, t in found.items() if name.startswith(f"{GROUP}/")}
         if found:

@@ -15,15 +15,17 @@ from ..blocks.slots import FamilyConfig, ObjectiveConfig, StepState, TeacherConf
 
 def reconstruction_of(state: StepState, *, term: str) -> Image:
     """What the model decodes the step's latent to, with gradient; decoded at the first call."""
-    if state.reconstruction is None:
+    image = state.reconstruction
+    if image is None:
         render = getattr(state.model, "render", None)
         if render is None:
             raise ValueError(
                 f"{term}: needs a model that decodes in one pass, and {state.model.config.kind!r} does not; "
                 "take a term of diffusion, such as 'objective/vp_reconstruction'"
             )
-        state.reconstruction = render(state.latent)
-    return state.reconstruction
+        state.reconstruction = image = render(state.latent)
+    assert image is not None
+    return image
 
 
 class PixelDistance(nn.Module):
