@@ -46,6 +46,7 @@ app = typer.Typer(
 class DemoModel(StrEnum):
     semdisdiffae = "semdisdiffae"
     dinac_ae = "dinac_ae"
+    dc_ae = "dc_ae"
 
 
 @app.callback(invoke_without_command=True)
@@ -226,7 +227,7 @@ def report(
 def demo(
     model: Annotated[DemoModel, typer.Argument(help="which of the small models")] = DemoModel.semdisdiffae,
     out: Annotated[
-        Path | None, typer.Option(help="run folder; default: runs/demo, or runs/demo_dinac_ae", metavar="DIR")
+        Path | None, typer.Option(help="run folder; default: runs/demo, or runs/demo_MODEL", metavar="DIR")
     ] = None,
     settings: Settings = None,
     device: Device = None,
@@ -234,15 +235,19 @@ def demo(
     """Train a small autoencoder on photographs, measure it on unseen ones, and write a report to look at."""
     import torch
 
-    from .recipes import find
+    from .recipes import find, report_phases
 
     # Its maps are too small for more: where others use the cores too, threads only wait for one another.
     torch.set_num_threads(1)
     out = out or Path("runs") / ("demo" if model is DemoModel.semdisdiffae else f"demo_{model.value}")
-    _train(find(f"demo/{model.value}", settings or ()), out, resume=True, device=device)
+    recipe = find(f"demo/{model.value}", settings or ())
+    _train(recipe, out, resume=True, device=device, keep=max(2, len(recipe.stages)))  # each stage leaves one
     page = _report(out, None, device)
     console = make_console()
     console.print(f"\nreport:  {page.resolve()}", highlight=False)
+    if len(recipe.stages) > 1:
+        phases, _ = report_phases(out, device=find_device(device))
+        console.print(f"phases:  {phases.resolve()}", highlight=False)
     console.print(f"model:   {out / 'model'}", highlight=False)
     console.print(f"try it:  latelier reconstruct {out} PICTURE.jpg --out pictures", highlight=False)
 

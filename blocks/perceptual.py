@@ -5,8 +5,8 @@
 with u_l = f_l / |f_l|, the features of a layer divided by their length at each position.
 
 LPIPS (Zhang et al. 2018, arXiv 1801.03924, eq. 1) has features f of a network trained on ImageNet and weights w that
-were fitted to judgements of people. The substitute has random convolutions and the mean of all levels with w = 1: it sees edges and textures at
-several scales, and it knows nothing of what people see. Its numbers are not LPIPS.
+were fitted to judgements of people. The substitute has random convolutions, w = 1, and the mean of its levels: it sees
+edges and textures at several scales, and it knows nothing of what people see. Its numbers are not LPIPS.
 """
 
 import importlib

@@ -31,6 +31,7 @@ from .find import find, find_source
 from .grid import Variant, grid, parse_axes, swap
 from .launchers import imports_of, in_processes, in_this_process, run_job, through_submitit
 from .measure import measure_run
+from .phases import phase_models, report_phases
 from .semdisdiffae import (
     capacitor_decoder,
     full_capacitor,
@@ -63,6 +64,7 @@ RECIPES: dict[str, Callable[..., Recipe]] = {
     "dc_ae_small_256": dc_ae_small_256,
     "demo/semdisdiffae": demo.semdisdiffae,
     "demo/dinac_ae": demo.dinac_ae,
+    "demo/dc_ae": demo.dc_ae,
 }
 
 __all__ = [
@@ -105,6 +107,8 @@ __all__ = [
     "in_this_process",
     "measure_run",
     "parse_axes",
+    "phase_models",
+    "report_phases",
     "run_job",
     "semdisdiffae",
     "semdisdiffae_p32",
