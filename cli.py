@@ -22,12 +22,15 @@ from .cli_common import (
     RecipeName,
     Settings,
     Swaps,
+    Tile,
+    TileStride,
     find_device,
     find_probe,
     imported,
     load_with_run,
     make_console,
     with_data,
+    with_tiles,
 )
 
 if TYPE_CHECKING:
@@ -46,6 +49,7 @@ class DemoModel(StrEnum):
     semdisdiffae = "semdisdiffae"
     dinac_ae = "dinac_ae"
     bridge = "bridge"
+    dc_ae = "dc_ae"
 
 
 @app.callback(invoke_without_command=True)
@@ -190,6 +194,8 @@ def reconstruct(
     guidance: Annotated[float, typer.Option(help="path-drop guidance strength; 1 is none")] = 1.0,
     seed: Annotated[int, typer.Option(help="of the decoder's noise")] = 0,
     side_by_side: Annotated[bool, typer.Option("--side-by-side", help="put the original beside it")] = False,
+    tile: Tile = None,
+    tile_stride: TileStride = None,
     device: Device = None,
 ) -> None:
     """Encode and decode pictures and write what comes out."""
@@ -199,7 +205,7 @@ def reconstruct(
     settings = InferenceConfig(num_steps=steps, pdg=guidance != 1, pdg_strength=guidance, seed=seed)
     loaded, _ = load_with_run(model, device)
     reconstruct_files(
-        loaded,
+        with_tiles(loaded, tile, tile_stride),
         images,
         out,
         inference=settings,
@@ -232,7 +238,7 @@ def demo(
     """Train a small model on photographs, measure it on unseen ones, and write a report to look at."""
     import torch
 
-    from .recipes import find
+    from .recipes import find, report_phases
 
     # Its maps are too small for more: where others use the cores too, threads only wait for one another.
     torch.set_num_threads(1)
@@ -242,10 +248,14 @@ def demo(
             raise ValueError("--set: this demo trains four models; change one with `latelier train` instead")
         show_bridge_demo(out, partial(_train, resume=True, device=device), device=device)
         return
-    _train(find(f"demo/{model.value}", settings or ()), out, resume=True, device=device)
+    recipe = find(f"demo/{model.value}", settings or ())
+    _train(recipe, out, resume=True, device=device, keep=max(2, len(recipe.stages)))  # each stage leaves one
     page = _report(out, None, device)
     console = make_console()
     console.print(f"\nreport:  {page.resolve()}", highlight=False)
+    if len(recipe.stages) > 1:
+        phases, _ = report_phases(out, device=find_device(device))
+        console.print(f"phases:  {phases.resolve()}", highlight=False)
     console.print(f"model:   {out / 'model'}", highlight=False)
     console.print(f"try it:  latelier reconstruct {out} PICTURE.jpg --out pictures", highlight=False)
 

@@ -67,6 +67,22 @@ Probes = Annotated[
     ),
 ]
 
+Tile = Annotated[
+    str | None,
+    typer.Option(
+        "--tile",
+        help="work tile by tile, in memory that the tile bounds: pixels a side, or HEIGHTxWIDTH",
+        metavar="PIXELS",
+    ),
+]
+TileStride = Annotated[
+    str | None,
+    typer.Option(
+        "--tile-stride",
+        help="pixels from one tile to the next; default: overlap by an eighth",
+        metavar="PIXELS",
+    ),
+]
 
 imported: list[Path] = []
 """Files of the user's that --import named in this call."""
@@ -121,6 +137,32 @@ def load_model(name: str, device: str | None, *, dtype: str | None = None) -> An
     else:
         path = name
     return load(path, device=place, dtype=None if dtype is None else getattr(torch, dtype))
+
+
+def with_tiles(model: Any, tile: str | None, stride: str | None) -> Any:
+    """The model, working tile by tile where that is asked for; what tiles change is said once."""
+    import warnings
+
+    if tile is None:
+        if stride is not None:
+            raise ValueError("--tile-stride: says how far apart tiles are; say how large they are with --tile")
+        return model
+    if not hasattr(model, "tiled"):
+        raise ValueError(f"--tile: a model {model.config.kind!r} does not work on tiles")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        view = model.tiled(_sides("--tile", tile), None if stride is None else _sides("--tile-stride", stride))
+    for warning in caught:
+        print(f"warning: {warning.message}", file=sys.stderr)
+    return view
+
+
+def _sides(option: str, text: str) -> tuple[int, int]:
+    height, times, width = text.partition("x")
+    try:
+        return int(height), int(width if times else height)
+    except ValueError:
+        raise ValueError(f"{option}: takes pixels a side such as 512, or HEIGHTxWIDTH, got {text!r}") from None
 
 
 def _listed(folder: Path) -> str:

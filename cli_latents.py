@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from .cli_common import Device, ModelName, load_model, show_progress
+from .cli_common import Device, ModelName, Tile, TileStride, load_model, show_progress, with_tiles
 
 app = typer.Typer()
 
@@ -30,12 +30,14 @@ def encode_command(
         Literal["float32", "bfloat16", "float16"] | None,
         typer.Option(help="of the model and the latents; default: the device's for the model, float32 for the latents"),
     ] = None,
+    tile: Tile = None,
+    tile_stride: TileStride = None,
     device: Device = None,
 ) -> None:
     """Write the latents of pictures as one safetensors file."""
     from .evaluation import encode_files
 
-    loaded = load_model(model, device, dtype=dtype)
+    loaded = with_tiles(load_model(model, device, dtype=dtype), tile, tile_stride)
     with show_progress("encoding") as report:
         encode_files(
             loaded,
@@ -59,6 +61,8 @@ def decode_command(
     seed: Annotated[int, typer.Option(help="of the decoder's noise, which is drawn anew for each picture")] = 0,
     batch: Batch = BATCH,
     batch_pixels: BatchPixels = BATCH_PIXELS,
+    tile: Tile = None,
+    tile_stride: TileStride = None,
     device: Device = None,
 ) -> None:
     """Write a picture for each latent of a file, at its original size."""
@@ -66,7 +70,7 @@ def decode_command(
     from .families import InferenceConfig
 
     settings = InferenceConfig(num_steps=steps, pdg=guidance != 1, pdg_strength=guidance, seed=seed)
-    loaded = load_model(model, device)
+    loaded = with_tiles(load_model(model, device), tile, tile_stride)
     with show_progress("decoding") as report:
 
         def written(path: Path, done: int, total: int) -> None:

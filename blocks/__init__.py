@@ -5,6 +5,7 @@ if __name__ != "latelier.blocks":  # Python was started inside the checkout and 
 
 from .adapters import PatchifyStemConfig, ResidualStemConfig, StridedConvStemConfig
 from .adaptive import GradientRatioConfig
+from .adversarial_losses import HingeLossConfig, NonSaturatingLossConfig
 from .attention import BACKENDS, attend, use_attention, why_not
 from .autoencoders import (
     AutoencoderSpaceConfig,
@@ -38,9 +39,20 @@ from .bridge_losses import (
 from .bridge_noise import LinearNoiseConfig, SigmaNoiseConfig
 from .codecs import Codec, Loaded
 from .corruption import RandomTokenLogSNRConfig
+from .discriminators import PatchGAN, PatchGANConfig
 from .dit import DiTBlock, DiTBlockConfig, RoPEAttention, SandwichDiTBlock
 from .draws import Draws, address, cpu_normal
 from .dropout import Dropout, addressed
+from .efficientvit import (
+    EfficientViTBlock,
+    EfficientViTBlockConfig,
+    GLUMBConv,
+    LiteMLA,
+    ResBlock,
+    ResBlockConfig,
+    linear_attention,
+    quadratic_attention,
+)
 from .fcdm import FCDMBlock, FCDMBlockConfig
 from .feature_heads import LinearHeadConfig, SpatialHeadConfig, TokensHeadConfig
 from .flux2 import Flux2Latents, Flux2LatentsConfig
@@ -73,9 +85,10 @@ from .losses import (
 )
 from .mlp import MLP
 from .modulation import AdaLN, LowRankDelta
-from .norm import GRN, ChannelRMSNorm, RMSNorm, channel_rms_norm, response_norm
+from .norm import GRN, ChannelRMSNorm, PixelBatchNorm, PixelRMSNorm, RMSNorm, channel_rms_norm, response_norm
 from .overrides import override
 from .patch import Patchify, Unpatchify, patchify, unpatchify
+from .perceptual import LPIPS, RandomPyramid, check_lpips, feature_distance
 from .positions import Resampling, resample_rows, resample_table
 from .posterior import EncoderPosterior, PointPosteriorConfig, VPPosteriorConfig, alpha_sigma
 from .precision import Float32Buffers, Float32Islands
@@ -119,8 +132,19 @@ from .published_spaces import (
     SDXLSpaceConfig,
     VAVAESpaceConfig,
 )
+from .pyramid import PyramidDecoder, PyramidDecoderConfig, PyramidEncoder, PyramidEncoderConfig
 from .readings import ModeReadingConfig, NoisedReadingConfig, ReadingConfig, SampleReadingConfig
 from .registry import Part, PartError, decode, differences, discover, encode, part, parts
+from .resample import (
+    NearestUpConfig,
+    ResidualDown,
+    ResidualUp,
+    ShuffleUpConfig,
+    StridedDownConfig,
+    UnshuffleDownConfig,
+    average_channels,
+    repeat_channels,
+)
 from .resize import (
     FixedResizeConfig,
     NearestResizeConfig,
@@ -133,11 +157,14 @@ from .rope import AxialRoPE, rope_angles, rope_periods, rotate
 from .samplers import GRIDS, SAMPLERS, cosine_grid, ddim, dpmpp_2m, linear_grid, path_drop_guidance
 from .sequence import SequenceBlock, SequenceBlockConfig
 from .slots import (
+    AdversarialLossConfig,
     BlockConfig,
     BridgeNoiseConfig,
     CorruptionConfig,
     DataConfig,
     DecoderConfig,
+    DiscriminatorConfig,
+    DownConfig,
     EncoderConfig,
     FamilyConfig,
     FeatureHeadConfig,
@@ -151,6 +178,8 @@ from .slots import (
     ObjectiveConfig,
     OptimiserConfig,
     PairSource,
+    PixelDecoderConfig,
+    PixelEncoderConfig,
     PosteriorConfig,
     PosteriorHead,
     ProbeConfig,
@@ -164,6 +193,7 @@ from .slots import (
     TimesConfig,
     TokenBodyConfig,
     TokenHeadConfig,
+    UpConfig,
 )
 from .stack import SkipDecoder, SkipDecoderConfig, StackEncoder, StackEncoderConfig
 from .standardise import ChannelZScoreConfig, SpatialZScoreConfig, StandardiseConfig, fit_channels
@@ -182,6 +212,7 @@ from .teacher_families import (
 from .teacher_presets import as_edm2, as_irepa, as_rae, as_repa, as_va_vae
 from .teacher_spec import TeacherSpec
 from .teachers import Teacher
+from .tiling import Side, Window, blend, tile_starts, windows
 from .time import TimeEmbedding, sinusoids
 from .tiny_vit import TinyViT, TinyViTConfig
 from .token_body import TransformerBody, TransformerBodyConfig
@@ -214,12 +245,14 @@ __all__ = [
     "IMAGENET_MEAN",
     "IMAGENET_STD",
     "KNOWN_SPACES",
+    "LPIPS",
     "MLP",
     "RAW",
     "SAMPLERS",
     "UNKNOWN",
     "AIMv2Config",
     "AdaLN",
+    "AdversarialLossConfig",
     "AutoencoderSpaceConfig",
     "AxialRoPE",
     "Backbone",
@@ -251,12 +284,16 @@ __all__ = [
     "DecoderConfig",
     "DiTBlock",
     "DiTBlockConfig",
+    "DiscriminatorConfig",
+    "DownConfig",
     "Draws",
     "Dropout",
     "E2ESDSpaceConfig",
     "E2EVAVAESpaceConfig",
     "EUPEConfig",
     "EVA02Config",
+    "EfficientViTBlock",
+    "EfficientViTBlockConfig",
     "EncoderConfig",
     "EncoderPosterior",
     "FCDMBlock",
@@ -272,12 +309,14 @@ __all__ = [
     "Flux2SpaceConfig",
     "FluxSpaceConfig",
     "FrechetLoss",
+    "GLUMBConv",
     "GeneratorNormSpaceConfig",
     "GradientRatioConfig",
     "GridConfig",
     "HOGConfig",
     "HeadConfig",
     "Hidden",
+    "HingeLossConfig",
     "ImageSource",
     "InBothConfig",
     "KLSpaceConfig",
@@ -294,6 +333,7 @@ __all__ = [
     "LinearHeadConfig",
     "LinearNoiseConfig",
     "LinearProjectorConfig",
+    "LiteMLA",
     "Loaded",
     "LowRankDelta",
     "MAEConfig",
@@ -301,6 +341,7 @@ __all__ = [
     "ModeReadingConfig",
     "Moments",
     "NearestResizeConfig",
+    "NearestUpConfig",
     "NetworkTeacher",
     "NetworkTeacherConfig",
     "NoNormConfig",
@@ -309,14 +350,21 @@ __all__ = [
     "NoisedReadingConfig",
     "NoisyLatentHead",
     "NoisyLatentHeadConfig",
+    "NonSaturatingLossConfig",
     "ObjectiveConfig",
     "OptimiserConfig",
     "PEConfig",
     "PairSource",
     "Part",
     "PartError",
+    "PatchGAN",
+    "PatchGANConfig",
     "Patchify",
     "PatchifyStemConfig",
+    "PixelBatchNorm",
+    "PixelDecoderConfig",
+    "PixelEncoderConfig",
+    "PixelRMSNorm",
     "PointPosteriorConfig",
     "PositionNormConfig",
     "PosteriorConfig",
@@ -329,6 +377,10 @@ __all__ = [
     "ProtocolConfig",
     "Published",
     "PublishedConfig",
+    "PyramidDecoder",
+    "PyramidDecoderConfig",
+    "PyramidEncoder",
+    "PyramidEncoderConfig",
     "RAEDinov2BSpaceConfig",
     "RAEDinov2LSpaceConfig",
     "RAEDinov2SSpaceConfig",
@@ -336,12 +388,17 @@ __all__ = [
     "RAESigLIP2BSpaceConfig",
     "RAESpaceConfig",
     "RMSNorm",
+    "RandomPyramid",
     "RandomTokenLogSNRConfig",
     "RateConfig",
     "ReadingConfig",
+    "ResBlock",
+    "ResBlockConfig",
     "ResampleGridConfig",
     "Resampling",
+    "ResidualDown",
     "ResidualStemConfig",
+    "ResidualUp",
     "ResizeConfig",
     "ReverseProjectorConfig",
     "RoPEAttention",
@@ -356,6 +413,8 @@ __all__ = [
     "ScheduleConfig",
     "SequenceBlock",
     "SequenceBlockConfig",
+    "ShuffleUpConfig",
+    "Side",
     "SigLIP2Config",
     "SigmaNoiseConfig",
     "SizeError",
@@ -370,6 +429,7 @@ __all__ = [
     "StrictGridConfig",
     "StrideResizeConfig",
     "StridedConvStemConfig",
+    "StridedDownConfig",
     "TIPSConfig",
     "Teacher",
     "TeacherConfig",
@@ -389,11 +449,14 @@ __all__ = [
     "UniformTimesConfig",
     "UnitReduction",
     "Unpatchify",
+    "UnshuffleDownConfig",
+    "UpConfig",
     "VAVAESpaceConfig",
     "VPPosteriorConfig",
     "VPSchedule",
     "VPScheduleConfig",
     "WhiteningConfig",
+    "Window",
     "WithPureNoiseConfig",
     "address",
     "addressed",
@@ -405,8 +468,11 @@ __all__ = [
     "as_va_vae",
     "assign",
     "attend",
+    "average_channels",
+    "blend",
     "bridge_loss",
     "channel_rms_norm",
+    "check_lpips",
     "check_scale",
     "class_distance",
     "cosine_distance",
@@ -419,6 +485,7 @@ __all__ = [
     "discover",
     "dpmpp_2m",
     "encode",
+    "feature_distance",
     "fingerprint",
     "fit_channels",
     "frechet_distance",
@@ -430,6 +497,7 @@ __all__ = [
     "latent_energy",
     "latent_scale",
     "latent_space",
+    "linear_attention",
     "linear_grid",
     "marginal_cosine",
     "marginal_distances",
@@ -442,8 +510,10 @@ __all__ = [
     "parts",
     "patchify",
     "path_drop_guidance",
+    "quadratic_attention",
     "read_tensors",
     "read_weights",
+    "repeat_channels",
     "resample_rows",
     "resample_table",
     "response_norm",
@@ -459,6 +529,7 @@ __all__ = [
     "spec_of",
     "square_error",
     "standardised_square_error",
+    "tile_starts",
     "unit_square_error",
     "unpatchify",
     "use_attention",
@@ -467,4 +538,5 @@ __all__ = [
     "weights_hash",
     "whiten",
     "why_not",
+    "windows",
 ]

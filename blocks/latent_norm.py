@@ -197,6 +197,10 @@ class PositionNormConfig(LatentNormConfig):
                 raise ValueError(f"{name}: must be positive, got {getattr(self, name)}")
 
     @property
+    def by_position(self) -> bool:
+        return self.grid != (1, 1)
+
+    @property
     def constants(self) -> Mapping[str, float]:
         usual = {"eps": 1e-5, "scale": 1.0}
         ours = {name: getattr(self, name) for name, value in usual.items() if getattr(self, name) != value}

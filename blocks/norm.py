@@ -1,6 +1,7 @@
 """Norms over channels and over space.
 
 - RMSNorm: x / sqrt(mean_c x² + eps) (Zhang and Sennrich, arXiv 1910.07467, eq. 4).
+- Per pixel, with weight and bias (DC-AE, arXiv 2410.10733): w·x / sqrt(mean_c x² + eps) + b.
 - GRN: gamma·(x·N) + beta + x with N = G / (mean_c G + eps), G = L2 norm over space (ConvNeXt V2, arXiv 2301.00808,
   alg. 1).
 
@@ -63,6 +64,45 @@ class ChannelRMSNorm(nn.Module):
         if self.weight is not None and self.bias is not None:
             y = y * self.weight.to(y.dtype)[:, None, None] + self.bias.to(y.dtype)[:, None, None]
         return y
+
+
+class PixelRMSNorm(nn.Module):
+    """RMSNorm of each position over its channels, with a weight and a bias; the square is float32 as well.
+
+    ``inplace`` writes the result over the input. A norm undoes a factor: one ``[b, 1, h, w]`` that was put into the
+    input, lest it overflow, is given as ``factor``, for the sake of ``eps``.
+    """
+
+    def __init__(self, width: int, *, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(width))
+        self.bias = nn.Parameter(torch.zeros(width))
+
+    def forward(self, x: Map, *, inplace: bool = False, factor: Tensor | None = None) -> Map:
+        wide = torch.promote_types(x.dtype, torch.float32)
+        strength = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=wide)
+        eps = self.eps if factor is None else self.eps * factor.square()
+        scale = torch.rsqrt(strength.square() / x.shape[1] + eps)
+        weight, bias = self.weight[:, None, None], self.bias[:, None, None]
+        if inplace:
+            # mixed dtypes go through copies; a small scale has no place in float16
+            scale = scale.to(x.dtype) if x.dtype == torch.bfloat16 else scale
+            return x.mul_(scale).mul_(weight).add_(bias)
+        return torch.addcmul(bias.to(wide), x * scale, weight.to(wide)).to(x.dtype)
+
+
+class PixelBatchNorm(nn.BatchNorm2d):
+    """Batch normalisation with torch's defaults; ``inplace`` writes the result over the input, out of training."""
+
+    def forward(self, input: Map, *, inplace: bool = False) -> Map:
+        if not inplace or self.training:
+            return super().forward(input)
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        scale = self.weight.float() * torch.rsqrt(self.running_var.float() + self.eps)
+        shift = self.bias.float() - self.running_mean.float() * scale
+        return input.mul_(scale.to(input.dtype)[:, None, None]).add_(shift.to(input.dtype)[:, None, None])
 
 
 def response_norm(x: Map, *, eps: float = 1e-6) -> Tensor:

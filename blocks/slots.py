@@ -66,6 +66,64 @@ class DecoderConfig(Part, ABC):
     def build(self, *, channels: int, patch: int, width: int, latent: int) -> nn.Module: ...
 
 
+class DownConfig(Part, ABC):
+    """Halves a map: ``forward(x: Map) -> Map``, ``[b, width, h, w]`` to ``[b, out, h/2, w/2]``."""
+
+    slot: ClassVar[str] = "down"
+
+    @abstractmethod
+    def build(self, width: int, out: int, *, shortcut: bool = True) -> nn.Module:
+        """``shortcut`` adds to the learned map what of its input needs no parameters."""
+
+
+class UpConfig(Part, ABC):
+    """Doubles a map: ``forward(x: Map) -> Map``, ``[b, width, h, w]`` to ``[b, out, 2h, 2w]``."""
+
+    slot: ClassVar[str] = "up"
+
+    @abstractmethod
+    def build(self, width: int, out: int, *, shortcut: bool = True) -> nn.Module:
+        """``shortcut`` adds to the learned map what of its input needs no parameters."""
+
+
+class PixelEncoderConfig(Part, ABC):
+    """Images to raw latents without noise: ``forward(image: Image) -> Latent``."""
+
+    slot: ClassVar[str] = "pixel_encoder"
+
+    @property
+    @abstractmethod
+    def stride(self) -> int:
+        """Pixels a side that become one position."""
+
+    @property
+    @abstractmethod
+    def global_context(self) -> bool:
+        """Whether one position depends on the whole image, so that tiling changes results."""
+
+    @abstractmethod
+    def build(self, *, channels: int, latent: int) -> nn.Module: ...
+
+
+class PixelDecoderConfig(Part, ABC):
+    """Raw latents to images in one pass, without noise: ``forward(latent: Latent) -> Image``."""
+
+    slot: ClassVar[str] = "pixel_decoder"
+
+    @property
+    @abstractmethod
+    def stride(self) -> int:
+        """Pixels a side that one position becomes."""
+
+    @property
+    @abstractmethod
+    def global_context(self) -> bool:
+        """Whether one pixel depends on the whole latent, so that tiling changes results."""
+
+    @abstractmethod
+    def build(self, *, channels: int, latent: int) -> nn.Module: ...
+
+
 class PosteriorHead(nn.Module, ABC):
     """Reads a posterior off the encoder's output, a map of ``channels`` channels."""
 
@@ -96,6 +154,11 @@ class LatentNormConfig(Part, ABC):
     @property
     def fixed(self) -> bool:
         """Whether the config alone has the statistics, so that there is nothing to read or to fit."""
+        return False
+
+    @property
+    def by_position(self) -> bool:
+        """Whether it treats positions unlike, so that a part of a latent cannot be normalised by itself."""
         return False
 
     @property
@@ -328,6 +391,10 @@ class StepState:
     predicts from the latents that it was given."""
     tau: Times | None = None
     """How noisy those were, where a bridge is told."""
+    reconstruction: Image | None = None
+    """The image that the latent is decoded to in one pass, once a term has asked for it."""
+    adversary: Any = None
+    """What judges reconstructions, in a stage that has an adversary."""
 
 
 class CorruptionConfig(Part, ABC):
@@ -348,12 +415,35 @@ class ObjectiveConfig(Part, ABC):
     slot: ClassVar[str] = "objective"
     of_pairs: ClassVar[bool] = False
     """Whether it is a term of stages on pairs of latents and features, which have no images, and of no others."""
+    adversarial: ClassVar[bool] = False
+    """Whether it is a term of stages with an adversary, and of no others."""
     weight: float
     adaptive: GradientRatioConfig | None = None
     """How the weight follows gradients, for terms that have this as a field; None is a fixed weight."""
 
     @abstractmethod
     def build(self, model: FamilyConfig, teacher: TeacherConfig | None) -> nn.Module: ...
+
+
+class DiscriminatorConfig(Part, ABC):
+    """Tells pictures from reconstructions: ``forward(image: Image) -> logits [b, ...]``, high for pictures."""
+
+    slot: ClassVar[str] = "discriminator"
+
+    @abstractmethod
+    def build(self, *, channels: int) -> nn.Module: ...
+
+
+class AdversarialLossConfig(Part, ABC):
+    """What a discriminator minimises, and the model that it judges, as functions of its logits; float32 means."""
+
+    slot: ClassVar[str] = "adversarial_loss"
+
+    @abstractmethod
+    def of_discriminator(self, real: Float[Tensor, "b ..."], fake: Float[Tensor, "b ..."]) -> Float[Tensor, ""]: ...
+
+    @abstractmethod
+    def of_generator(self, fake: Float[Tensor, "b ..."]) -> Float[Tensor, ""]: ...
 
 
 class OptimiserConfig(Part, ABC):
@@ -538,12 +628,15 @@ class ProbeConfig(Part, ABC):
 
 
 __all__ = [
+    "AdversarialLossConfig",
     "BlockConfig",
     "BridgeNoiseConfig",
     "Columns",
     "CorruptionConfig",
     "DataConfig",
     "DecoderConfig",
+    "DiscriminatorConfig",
+    "DownConfig",
     "EncoderConfig",
     "FamilyConfig",
     "FeatureHeadConfig",
@@ -557,6 +650,8 @@ __all__ = [
     "ObjectiveConfig",
     "OptimiserConfig",
     "PairSource",
+    "PixelDecoderConfig",
+    "PixelEncoderConfig",
     "PosteriorConfig",
     "PosteriorHead",
     "ProbeConfig",
@@ -571,4 +666,5 @@ __all__ = [
     "TimesConfig",
     "TokenBodyConfig",
     "TokenHeadConfig",
+    "UpConfig",
 ]

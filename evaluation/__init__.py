@@ -23,6 +23,7 @@ from .map_probes import PCAMapsProbeConfig, SelfSimilarityProbeConfig
 from .measure import evaluate
 from .metrics import psnr, ssim
 from .neighbours import knn_accuracy, nearest, retrieval, retrieval_hits, self_knn_accuracy
+from .phases import Phase, measure_phase, write_phases
 from .pictures import difference, latent_colours, pca_maps, to_picture
 from .protocols import ArchetypePSNRConfig
 from .reconstruct import reconstruct_files
@@ -56,6 +57,7 @@ __all__ = [
     "MeasuredPair",
     "PCAMapsProbeConfig",
     "PatchPCA",
+    "Phase",
     "PosteriorStatistics",
     "Representations",
     "RetrievalProbeConfig",
@@ -86,6 +88,7 @@ __all__ = [
     "load_study",
     "local_distant_similarity",
     "markdown_table",
+    "measure_phase",
     "metric_figure",
     "mutual_knn",
     "nearest",
@@ -112,6 +115,7 @@ __all__ = [
     "top_k_accuracy",
     "write_ablation_report",
     "write_bridge_report",
+    "write_phases",
     "write_plots",
     "write_report",
     "write_study",

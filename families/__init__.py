@@ -2,6 +2,7 @@
 
 from .bridge import LatentBridge, LatentBridgeConfig
 from .bridge_loss import BridgeFeatureLoss
+from .dc_ae import DCAE, DCAEConfig
 from .diffae import DiffAE, DiffAEConfig, DinacAE, DinacAEConfig, SemDisDiffAE
 from .feature_cache import FeatureCache, open_cache
 from .feature_shards import FeatureCacheError
@@ -14,10 +15,13 @@ from .pair_shards import PairLayout, PairsError
 from .pairs import PairFolder
 from .published import export_published, published_tensors
 from .streams import read_stream, write_stream
+from .tiling import GlobalContextWarning, SeamError, Tileable, Tiled, seam_error
 
 __all__ = [
+    "DCAE",
     "BridgeFeatureLoss",
     "CheckpointError",
+    "DCAEConfig",
     "DiffAE",
     "DiffAEConfig",
     "DinacAE",
@@ -26,6 +30,7 @@ __all__ = [
     "FeatureCacheError",
     "FlatDiffAE",
     "FlatDinacAE",
+    "GlobalContextWarning",
     "ImageReadError",
     "InferenceConfig",
     "LatentBridge",
@@ -34,7 +39,10 @@ __all__ = [
     "PairFolder",
     "PairLayout",
     "PairsError",
+    "SeamError",
     "SemDisDiffAE",
+    "Tileable",
+    "Tiled",
     "export_published",
     "image_size",
     "load_folder",
@@ -44,6 +52,7 @@ __all__ = [
     "read_stream",
     "read_tensors",
     "save_folder",
+    "seam_error",
     "write_atomically",
     "write_stream",
     "write_tensors",

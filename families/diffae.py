@@ -21,7 +21,6 @@ from ..blocks.latent_norm import WhiteningConfig, norm_fingerprint
 from ..blocks.latent_space import LatentSpec, Posterior, mark, spec_of
 from ..blocks.patch import patchify, unpatchify
 from ..blocks.posterior import EncoderPosterior, PointPosteriorConfig, VPPosteriorConfig
-from ..blocks.precision import Float32Islands
 from ..blocks.registry import part
 from ..blocks.samplers import GRIDS, SAMPLERS, path_drop_guidance
 from ..blocks.shapes import Image, Latent, Map, Times
@@ -40,12 +39,13 @@ from ..blocks.stack import SkipDecoderConfig, StackEncoderConfig
 from ..blocks.vp import VPScheduleConfig
 from .files import load_folder, save_folder
 from .inference import InferenceConfig
+from .tiling import Tileable, nearest
 
 Model = TypeVar("Model", bound="DiffAE")
 """Written out, because the shape checks of tests refuse ``typing.Self`` in a method."""
 
 
-class DiffAE(Float32Islands):
+class DiffAE(Tileable):
     """What the diffusion autoencoders have in common. Images are RGB in [-1, 1], NCHW."""
 
     config: "DiffAEConfig"
@@ -130,7 +130,7 @@ class DiffAE(Float32Islands):
         self, latents: Latent, height: int, width: int, inference_config: InferenceConfig | None = None
     ) -> Image:
         """Images ``[b, 3, height, width]``, float32, not clamped, from whitened latents."""
-        self._check_latents(latents, height, width)
+        self.check_latents(latents, height, width)
         settings = inference_config or InferenceConfig()
         noise = self.draw_noise(len(latents), height, width, seed=settings.seed).to(latents.device)
         return self.denoise(noise, self.dewhiten(latents.float()), settings)
@@ -196,18 +196,7 @@ class DiffAE(Float32Islands):
 
     def posterior(self, images: Image) -> EncoderPosterior:
         """As :meth:`encode_posterior`, with gradients."""
-        if self.encoder is None:
-            raise ValueError("encode: this model has a decoder only; its latents come from another model's encoder")
-        if images.ndim != 4 or images.shape[1] != self.config.channels:
-            raise ValueError(f"encode: takes images [b, {self.config.channels}, H, W], got {list(images.shape)}")
-        if not images.is_floating_point():
-            raise ValueError(f"encode: takes images in [-1, 1], got {images.dtype}; map bytes with x / 127.5 - 1")
-        height, width = images.shape[2:]
-        if height % self.stride or width % self.stride or not (height and width):
-            raise ValueError(
-                f"encode: image height and width must be divisible by {self.stride}, got {height}x{width}; "
-                f"pad or crop to {_nearest(height, self.stride)}x{_nearest(width, self.stride)}"
-            )
+        self.check_images(images)
         posterior = self.posterior_head(self._moments(images))
         if self.config.latent_patch == 1:
             return posterior
@@ -257,12 +246,19 @@ class DiffAE(Float32Islands):
         sigma = self.noise_schedule.alpha_sigma(grid[0])[1]
         return SAMPLERS[settings.sampler](estimate, sigma * noise, grid, self.noise_schedule)
 
-    def _check_latents(self, latents: Latent, height: int, width: int) -> None:
+    def check_images(self, images: Image) -> None:
+        """Refuse images that ``encode`` does not take."""
+        if self.encoder is None:
+            raise ValueError("encode: this model has a decoder only; its latents come from another model's encoder")
+        super().check_images(images)
+
+    def check_latents(self, latents: Latent, height: int, width: int) -> None:
+        """Refuse latents that are of another space or do not become images of that size."""
         self._check_space(latents, "decode")
         if height % self.stride or width % self.stride or height < 1 or width < 1:
             raise ValueError(
                 f"decode: height and width must be divisible by {self.stride}, got {height}x{width}; "
-                f"try {_nearest(height, self.stride)}x{_nearest(width, self.stride)}"
+                f"try {nearest(height, self.stride)}x{nearest(width, self.stride)}"
             )
         wanted = (self.latent_channels, height // self.stride, width // self.stride)
         if latents.ndim != 4 or tuple(latents.shape[1:]) != wanted:
@@ -270,6 +266,16 @@ class DiffAE(Float32Islands):
                 f"decode: {height}x{width} images need latents of shape [b, {', '.join(map(str, wanted))}], "
                 f"got {list(latents.shape)}"
             )
+
+    def raw_latents(self, images: Image) -> Latent:
+        return self.posterior(images).mode()
+
+    def raw_from(self, latents: Latent) -> Latent:
+        return self.dewhiten(latents.float())
+
+    def paint(self, raw_latents: Latent, noise: Image | None, settings: InferenceConfig) -> Image:
+        assert noise is not None
+        return self.denoise(noise, raw_latents, settings)
 
     def _check_space(self, latents: Latent, where: str) -> None:
         """Refuse latents that say that they are another model's."""
@@ -336,10 +342,6 @@ class DinacAE(DiffAE):
     def _decoder(self, x_t: Image, t: Times, z: Latent, drop_middle_blocks: bool | Bool[Tensor, " b"]) -> Image:
         with self.autocast():
             return self.decoder(x_t.to(self.wide_dtype), t, z.to(self.wide_dtype), drop_middle_blocks)
-
-
-def _nearest(size: int, stride: int) -> int:
-    return max(round(size / stride), 1) * stride
 
 
 @part("family/semdisdiffae")

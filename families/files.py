@@ -29,6 +29,9 @@ from ..blocks.weights import assign as assign
 from ..blocks.weights import read_tensors as read_tensors
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+DIFFUSERS_WEIGHTS = "diffusion_pytorch_model.safetensors"
+"""What diffusers calls the weights in its folders."""
+
 SPEC = "latelier.latent_spec"
 """Entry of the header that names the space of the latents."""
 
@@ -155,9 +158,10 @@ def find_files(
         config = path.with_name(CONFIG)
         return (config if config.is_file() else None), path
     if path.is_dir():
-        if not (path / WEIGHTS).is_file():
+        weights = next((path / name for name in (WEIGHTS, DIFFUSERS_WEIGHTS) if (path / name).is_file()), None)
+        if weights is None:
             raise FileNotFoundError(f"{path}: holds no {WEIGHTS}; a model folder has {CONFIG} and {WEIGHTS}")
-        return (path / CONFIG if (path / CONFIG).is_file() else None), path / WEIGHTS
+        return (path / CONFIG if (path / CONFIG).is_file() else None), weights
     name = str(path_or_id)
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise FileNotFoundError(f"{name}: no such file or folder, and no hub repository 'owner/name'")
@@ -166,12 +170,17 @@ def find_files(
 
 def _download(repository: str, revision: str | None, cache_dir: str | Path | None) -> tuple[Path, Path]:
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import GatedRepoError, HFValidationError
+    from huggingface_hub.errors import GatedRepoError, HFValidationError, RemoteEntryNotFoundError
+
+    def fetch(name: str) -> str:
+        return hf_hub_download(repository, name, revision=revision, cache_dir=cache_dir)
 
     try:
-        config, weights = (
-            hf_hub_download(repository, name, revision=revision, cache_dir=cache_dir) for name in (CONFIG, WEIGHTS)
-        )
+        config = fetch(CONFIG)
+        try:
+            weights = fetch(WEIGHTS)
+        except RemoteEntryNotFoundError:
+            weights = fetch(DIFFUSERS_WEIGHTS)
     except GatedRepoError as error:
         raise FileNotFoundError(f"{repository}: is gated; accept its terms on the hub, then `hf auth login`") from error
     except (OSError, HFValidationError) as error:  # every other error of the hub is an OSError

@@ -16,8 +16,10 @@ import torch
 from torch import Tensor
 
 from ..blocks.registry import PartError, decode, encode
+from ..blocks.slots import FamilyConfig
 from ..blocks.stack import StackEncoderConfig
-from .diffae import DiffAE, DiffAEConfig, DinacAEConfig
+from .dc_ae_layout import is_dc_ae, read_dc_ae
+from .diffae import DiffAE, DinacAEConfig
 from .files import CONFIG, WEIGHTS, CheckpointError, write_atomically, write_tensors
 from .flat import FlatConfig, FlatDiffAE, FlatDinacAE, flatten, only
 
@@ -76,9 +78,10 @@ def _period_names(depth: int) -> dict[str, list[str]]:
 # --- reading and writing --------------------------------------------------------------------------------------------
 
 
-def read_published(flat: dict[str, Any], tensors: Tensors) -> tuple[DiffAEConfig, Tensors, Mapping[str, str]]:
+def read_published(flat: dict[str, Any], tensors: Tensors) -> tuple[FamilyConfig, Tensors, Mapping[str, str]]:
     """Translate a published config and its tensors; return with them the published names of those that we renamed.
 
+    DC-AE's layouts are told by their config, and read in ``dc_ae_layout.py``.
     A file of fcdm_diffae without encoder tensors is a decoder for another model's latents; there the presence of
     whitening statistics decides whether its input is dewhitened. The patch embedding is accepted in both shapes, and
     aliases present or absent.
@@ -87,6 +90,8 @@ def read_published(flat: dict[str, Any], tensors: Tensors) -> tuple[DiffAEConfig
         PartError: a field is unknown or of a wrong type; the message names it.
         CheckpointError: an alias holds other values than its original.
     """
+    if is_dc_ae(flat):
+        return read_dc_ae(flat, tensors)
     has_head = any(name.startswith(f"{HEAD}.") for name in tensors)
     dinac = has_head or any(name == "encoder_mlp_type" or name.startswith("class_head_") for name in flat)
     layout = decode({"kind": (FlatDinacAE if dinac else FlatDiffAE).kind, **flat}, FlatConfig)

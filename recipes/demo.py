@@ -1,16 +1,21 @@
 """Recipes that train on a laptop CPU in minutes, with nothing to download."""
 
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from ..blocks.adapters import ResidualStemConfig
 from ..blocks.corruption import RandomTokenLogSNRConfig
+from ..blocks.discriminators import PatchGANConfig
 from ..blocks.dit import DiTBlockConfig
+from ..blocks.efficientvit import EfficientViTBlockConfig, ResBlockConfig
 from ..blocks.fcdm import FCDMBlockConfig
 from ..blocks.feature_heads import LinearHeadConfig
 from ..blocks.hog import HOGConfig
+from ..blocks.latent_norm import ChannelNormConfig
 from ..blocks.latent_space import UNKNOWN, LatentSpec
+from ..blocks.pyramid import PyramidDecoderConfig, PyramidEncoderConfig
 from ..blocks.registry import Part, fields
+from ..blocks.resample import ShuffleUpConfig, UnshuffleDownConfig
 from ..blocks.slots import (
     BlockConfig,
     DataConfig,
@@ -28,16 +33,20 @@ from ..evaluation.bridge_val import BridgeValConfig
 from ..evaluation.protocols import ArchetypePSNRConfig
 from ..evaluation.robustness import TokenRobustnessConfig
 from ..families.bridge import LatentBridgeConfig
+from ..families.dc_ae import DCAEConfig
 from ..families.diffae import DiffAEConfig, DinacAEConfig
 from ..families.model_space import ModelSpaceConfig
+from ..training.adversary import AdversaryConfig
 from ..training.bridge_terms import BridgeCosineConfig, BridgeMSEStandardisedConfig
 from ..training.crops import NativeCropConfig
+from ..training.image_terms import PerceptualSubstituteConfig
 from ..training.objectives import LatentScaleConfig, VarianceExpansionConfig, VPReconstructionConfig
 from ..training.optimisers import AdamWConfig, CosineRateConfig
 from ..training.pairs import PairsConfig
 from ..training.recipe import Recipe, StageConfig
 from ..training.sources import HELD_OUT_PHOTOGRAPHS, PhotographsConfig
 from ..training.starts import PCAStartConfig
+from .dc_ae import dc_ae as three_phases
 from .dinac_ae import OBJECTIVE as DINAC_OBJECTIVE
 from .dinac_ae import token_head
 from .semdisdiffae import alignment
@@ -192,3 +201,48 @@ def bridge(
         stages=(stage,),
         evaluation=(BridgeValConfig(),),
     )
+
+
+def dc_ae(*, data: DataConfig = PhotographsConfig(), steps: tuple[int, int, int] = (1000, 150, 300)) -> Recipe:
+    """A small DC-AE (8 channels at stride 8) on photographs in three phases of ``steps``, at 64, 192 and 64 pixels.
+
+    A distance in random convolutions stands in for LPIPS, so that nothing is downloaded.
+    """
+    conv, attention = ResBlockConfig(), EfficientViTBlockConfig()
+    stages: dict[str, tuple] = {
+        "widths": (32, 32, 64, 128),
+        "depths": (0, 1, 1, 1),
+        "blocks": (conv, conv, conv, attention),
+    }
+    model = DCAEConfig(
+        latent=8,
+        encoder=PyramidEncoderConfig(**stages, down=UnshuffleDownConfig()),
+        decoder=PyramidDecoderConfig(**stages, up=ShuffleUpConfig()),
+        latent_norm=ChannelNormConfig(),
+    )
+    adversary = AdversaryConfig(
+        discriminator=PatchGANConfig(width=32, layers=2),
+        optimiser=AdamWConfig(rate=5e-4, beta1=0.5, beta2=0.9),
+        alone=steps[2] // 10,
+    )
+    base = three_phases(
+        model, data=data, perceptual=PerceptualSubstituteConfig(weight=0.1), adversary=adversary, name="demo/dc_ae"
+    )
+    rates, sizes, batches = (3e-3, 1e-3, 5e-4), (64, 192, 64), (8, 3, 8)
+    settings: dict[str, Any] = {"crop": NativeCropConfig(), "ema": 0.98, "validate_every": 0, "log_every": 5}
+    phases = tuple(
+        replace(
+            stage,
+            steps=steps[i],
+            batch=batches[i],
+            resolution=sizes[i],
+            optimiser=replace(stage.optimiser, rate=rates[i]),
+            rate=CosineRateConfig(warm_up=min(20, steps[i] // 10)),
+            checkpoint_every=steps[i],
+            recalibrate=min(stage.recalibrate, 8),
+            validate_images=3,
+            **settings,
+        )
+        for i, stage in enumerate(base.stages)
+    )
+    return replace(base, stages=phases)

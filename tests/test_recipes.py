@@ -47,6 +47,19 @@ SIZES = {  # parameters, latent channels, stride
     "demo/semdisdiffae": (487_840, 32, 8),
     "demo/dinac_ae": (622_752, 32, 8),
     "demo/bridge": (379_476, 32, 8),
+    "dc_ae_f32c32_sana_1_0": (312_250_275, 32, 32),
+    "dc_ae_f32c32_sana_1_1": (312_250_275, 32, 32),
+    "dc_ae_f32c32_in_1_0": (323_356_460, 32, 32),
+    "dc_ae_f32c32_mix_1_0": (323_356_460, 32, 32),
+    "dc_ae_f64c128_in_1_0": (676_896_140, 128, 64),
+    "dc_ae_f64c128_mix_1_0": (676_896_140, 128, 64),
+    "dc_ae_f128c512_in_1_0": (1_120_682_252, 512, 128),
+    "dc_ae_f128c512_mix_1_0": (1_120_682_252, 512, 128),
+    "dc_ae_lite_f32c32": (421_181_228, 32, 32),
+    "dc_ae_small_64": (3_173_383, 4, 8),
+    "dc_ae_small_128": (7_895_827, 16, 16),
+    "dc_ae_small_256": (13_875_491, 32, 32),
+    "demo/dc_ae": (1_147_172, 8, 8),
 }
 
 every_recipe = pytest.mark.parametrize("name", RECIPES)

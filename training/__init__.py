@@ -1,6 +1,7 @@
 """Running recipes: data, stages, the loop, checkpoints."""
 
 from .adaptive import AdaptiveWeights
+from .adversary import AdversarialStageConfig, Adversary, AdversaryConfig
 from .alignment import ClassAlignmentConfig, FrechetConfig, PatchAlignmentConfig
 from .bridge_start import BridgePartsConfig
 from .bridge_terms import (
@@ -22,6 +23,7 @@ from .ema import Average
 from .engine import Trainer, TrainingError, train
 from .feature_terms import ClassCosineConfig, FeatureMSEConfig, FeatureObjectiveConfig, PatchCosineConfig
 from .feeds import Feed, ImageFeed, PairFeed
+from .image_terms import AdversarialConfig, L1Config, L2Config, LPIPSConfig, PerceptualSubstituteConfig
 from .labels import LabelledFolderConfig, LabelledFolderSource
 from .loader import Batch, ImageLoader, held_out_batches, held_out_crops
 from .objectives import (
@@ -55,6 +57,10 @@ from .world import World, join
 __all__ = [
     "AdamWConfig",
     "AdaptiveWeights",
+    "AdversarialConfig",
+    "AdversarialStageConfig",
+    "Adversary",
+    "AdversaryConfig",
     "AlignmentConfig",
     "Average",
     "Batch",
@@ -89,6 +95,9 @@ __all__ = [
     "ImageFeed",
     "ImageLoader",
     "InverseVarianceConfig",
+    "L1Config",
+    "L2Config",
+    "LPIPSConfig",
     "LabelledFolderConfig",
     "LabelledFolderSource",
     "LatentEnergyConfig",
@@ -107,6 +116,7 @@ __all__ = [
     "PairsConfig",
     "PatchAlignmentConfig",
     "PatchCosineConfig",
+    "PerceptualSubstituteConfig",
     "PhotographSource",
     "PhotographsConfig",
     "Position",

@@ -33,6 +33,8 @@ class AdaptiveWeights(nn.Module):
         self.names = [short(term) for term in terms]
         self.weights = dict(zip(self.names, (term.weight for term in terms), strict=True))
         self.rules = {short(term): term.adaptive for term in terms if term.adaptive is not None}
+        self.idle: frozenset[str] = frozenset()
+        """Terms that do not count in this step; their factor is 0."""
         self.register_buffer("factors", torch.ones(len(terms)), persistent=False)
         self._check(terms, model)
 
@@ -50,6 +52,8 @@ class AdaptiveWeights(nn.Module):
         known: dict[tuple[str, tuple[str, ...]], Tensor] = {}
         found = {}
         for name, rule in self.rules.items():
+            if name in self.idle:
+                continue
             anchor = model.get_parameter(rule.anchor)
             key = (rule.anchor, rule.reference)
             if key not in known:
@@ -62,6 +66,9 @@ class AdaptiveWeights(nn.Module):
     def settle(self, parts: Sequence[Mapping[str, Tensor]], average: Callable[[Tensor], Tensor]) -> None:
         """Set the factors from the gradients of all parts of a batch; ``average`` takes means over processes."""
         for name, rule in self.rules.items():
+            if name in self.idle:
+                self.factors[self.names.index(name)] = 0.0
+                continue
             reference, own = average(torch.stack([part[name] for part in parts]).mean(0))
             self.factors[self.names.index(name)] = rule.ratio(reference, own)
 

@@ -21,7 +21,7 @@ from ..blocks.draws import Draws, address
 from ..blocks.registry import encode
 from ..blocks.slots import TeacherOutput
 from ..families.files import TEACHER_SPEC, save_folder, write_atomically, write_tensors
-from .adaptive import check_adaptive_weights
+from .adversary import FILE, Adversary, adversary_of
 from .cached import with_computing_teacher
 from .checkpoints import Checkpoint, Checkpoints, Position, optimiser_tensors, restore_optimiser
 from .ema import Average
@@ -31,6 +31,7 @@ from .precision import Precision
 from .recipe import Recipe, StageConfig, trainable_names
 from .records import Records, Watcher
 from .shares import GradientShares
+from .stage_checks import check_stages
 from .world import World, join
 
 MODEL, TERMS, RECIPE = "model", "objective.safetensors", "recipe.json"
@@ -114,19 +115,13 @@ class Trainer:
             torch.manual_seed(address(recipe.seed, "birth"))
             self.model: Any = recipe.model.build().to(world.device)
         self.feed = feed_of(recipe, world)
-        for stage in recipe.stages:
-            check_adaptive_weights(stage, self.model)
-            Precision.check(stage.precision, world.device, where=f"stage {stage.name!r}")
-            if stage.batch % (stage.accumulate * world.size):
-                raise ValueError(
-                    f"stage {stage.name!r}: a batch of {stage.batch} does not divide into {stage.accumulate} parts on "
-                    f"each of {world.size} processes"
-                )
+        check_stages(recipe, self.model, world)
         self.feed.prepare(self.model, accept=accept)  # last, since a teacher may have to be downloaded
         checkpoints.teacher_spec, checkpoints.latent_spec = self.feed.teacher_spec, self.feed.latent_spec
         self.average: Average
         self.total_steps = sum(stage.steps for stage in recipe.stages)
         self.objective: Objective
+        self.adversary: Adversary | None = None
         self.optimiser: torch.optim.Optimizer
         self.precision: Precision
 
@@ -176,6 +171,11 @@ class Trainer:
         learns = trainable_names([name for name, _ in self.model.named_parameters()], stage)
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(name in learns)
+        self.objective.train()  # norms that are frozen now keep their statistics
+        adversary, before = adversary_of(stage, self.recipe, self.world), self.adversary
+        if adversary is not None:
+            adversary.start(checkpoint, before, self.watcher.say)
+        self.objective.adversary = self.adversary = adversary
         self.optimiser = stage.optimiser.build((n, p) for n, p in self.objective.named_parameters() if p.requires_grad)
         if checkpoint is not None:
             restore_optimiser(self.optimiser, checkpoint.group("optimiser"))
@@ -233,6 +233,7 @@ class Trainer:
         """
         gathered = GradientShares()
         self.objective.recording = shares and stage.latents == "data"
+        self.objective.begin(position.step)
         values, moments = self._accumulate(module, stage, batch, position.step, gathered)
         values = self.world.average(values)
         self._check_finite(values, "loss", position)
@@ -241,6 +242,8 @@ class Trainer:
         norm = nn.utils.clip_grad_norm_(learning, stage.clip or torch.inf)
         self._check_finite(norm.reshape(1), "gradient norm", position)
         self.precision.step(self.optimiser)
+        if self.adversary is not None:
+            self.adversary.learn(lambda values, what: self._check_finite(values, what, position))
         if moments is not None:
             self.model.fit_latent_norm(self.world.average(moments), momentum=stage.momentum)
         return values, norm, gathered
@@ -253,6 +256,7 @@ class Trainer:
         terms |= {f"{name}_share": share for name, share in pulls.items()}
         if torch.isfinite(norm):  # of a step that float16 left out there is none
             terms["gradient_norm"] = norm.item()
+        terms |= self.adversary.recorded() if self.adversary is not None else {}
         rate = self.optimiser.param_groups[0]["lr"]
         return {"loss": self.objective.total(values).item(), **terms, "rate": rate} | self.precision.recorded()
 
@@ -372,7 +376,7 @@ class Trainer:
                 "adaptive": self.objective.adaptive.kept(),
                 "optimiser": optimiser_tensors(self.optimiser),
                 "precision": self.precision.kept(),
-            }
+            } | (self.adversary.kept() if self.adversary is not None else {})
             self.checkpoints.save(position, groups)
         self.world.wait()
 
@@ -385,5 +389,7 @@ class Trainer:
             save_folder(self.average.model, folder, header=header)
             terms = self.objective.terms.state_dict()
             write_tensors(self.folder / TERMS, terms, {"latelier.recipe_id": self.recipe.id})
+            if self.adversary is not None:
+                write_tensors(self.folder / FILE, self.adversary.network.state_dict(), {})
         self.world.wait()
         return folder

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..blocks import losses
 from ..blocks.adaptive import GradientRatioConfig
@@ -251,6 +252,9 @@ class Objective(nn.Module):
         self.weights = {short(term): term.weight for term in active}
         self.adaptive = AdaptiveWeights(active, model)
         self.latents, self.corruption = latents, corruption
+        self.adversary: Any = None
+        """What judges the reconstructions of a stage, and learns beside it; see ``adversary.py``."""
+        self._judged = frozenset(short(term) for term in active if term.adversarial)
         self.recording = False
         """Whether the next forward is to leave what gradient shares are taken from."""
         self.latest: dict[str, Tensor] = {}
@@ -267,7 +271,24 @@ class Objective(nn.Module):
         values = self._values(self.weights, state)
         self.latest = values if self.adaptive or self.recording else {}
         self.prediction = state.prediction if self.recording else None
+        if self.adversary is not None and self.training and state.reconstruction is not None:
+            self.adversary.watch(inputs, state.reconstruction)
         return torch.stack(list(values.values())), moments
+
+    def begin(self, step: int) -> None:
+        """A training step begins; ``step`` counts from the start of the stage."""
+        if self.adversary is not None:
+            self.adversary.begin(step)
+            self.adaptive.idle = frozenset() if self.adversary.plays else self._judged
+
+    def train(self, mode: bool = True) -> "Objective":
+        """As any module's; norms over batches whose parameters are frozen keep the statistics that they have."""
+        super().train(mode)
+        for module in self.modules():
+            learns = [p.requires_grad for p in module.parameters()] if isinstance(module, _BatchNorm) else []
+            if learns and not any(learns):
+                module.eval()
+        return self
 
     def values_of(
         self, terms: Collection[str], inputs: Tensor, features: TeacherOutput | None, draws: Draws
@@ -298,7 +319,7 @@ class Objective(nn.Module):
             posterior = None
             latent = features.patches.transpose(1, 2).unflatten(2, features.grid)
             moments = model.latent_moments(latent)
-        return StepState(model, inputs, posterior, latent, draws, features), moments
+        return StepState(model, inputs, posterior, latent, draws, features, adversary=self.adversary), moments
 
     def total(self, values: Tensor) -> Tensor:
         """The sum under the weights of the terms, times their factors where they adapt."""

@@ -2,7 +2,7 @@
 
 import fnmatch
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 from ..blocks.registry import Part, differences, part
 from ..blocks.slots import (
@@ -47,6 +47,8 @@ class StageConfig(Part):
         validate_images: how many of the held-out images at most, evenly spaced.
     """
 
+    has_adversary: ClassVar[bool] = False
+
     name: str = "main"
     steps: int = 1000
     batch: int = 32
@@ -88,6 +90,10 @@ class StageConfig(Part):
             if kinds.count(kind) > 1:
                 raise ValueError(f"objective: has {kind!r} twice; give each term once")
         for term in self.objective:
+            if term.adversarial and not self.has_adversary:
+                raise ValueError(
+                    f"objective: {term.kind!r} needs an adversary, and {self.kind!r} has none; take 'stage/adversarial'"
+                )
             if term.of_pairs and self.latents != "data":
                 raise ValueError(
                     f"objective: {term.kind!r} is a term of bridges, which learn from pairs; set latents to 'data', "
