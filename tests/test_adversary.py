@@ -330,7 +330,8 @@ def small():
     base = dc_ae.dc_ae(
         DCAEConfig(latent=4, encoder=PyramidEncoderConfig(**STAGES), decoder=PyramidDecoderConfig(**STAGES)),
         data=FolderDataConfig(path=PICTURES), perceptual=PerceptualSubstituteConfig(widths=(4, 8)),
-        adversary=AdversaryConfig(discriminator=PatchGANConfig(width=8, layers=1), optimiser=AdamWConfig(rate=1e-3)),
+        adversary=AdversaryConfig(discriminator=PatchGANConfig(width=8, layers=1), optimiser=AdamWConfig(rate=1e-3),
+                                  loss=NonSaturatingLossConfig()),  # hinge leaves the last bias no gradient at birth
     )
     stage = replace(base.stages[2], steps=6, batch=8, accumulate=ACCUMULATE, resolution=16, log_every=1,
                     validate_every=0, precision="float32")
