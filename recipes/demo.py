@@ -150,7 +150,7 @@ def dc_ae(*, data: DataConfig = PhotographsConfig(), steps: tuple[int, int, int]
     A distance in random convolutions stands in for LPIPS, so that nothing is downloaded.
     """
     conv, attention = ResBlockConfig(), EfficientViTBlockConfig()
-    stages: dict[str, tuple] = {
+    stages: dict[str, Any] = {
         "widths": (32, 32, 64, 128),
         "depths": (0, 1, 1, 1),
         "blocks": (conv, conv, conv, attention),
