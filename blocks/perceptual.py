@@ -37,9 +37,9 @@ FILES: dict[Net, tuple[str, str]] = {
 
 
 def feature_distance(
-    ours: Sequence[Map], theirs: Sequence[Map], weights: Sequence[Tensor | None]
+    ours: Sequence[Tensor], theirs: Sequence[Tensor], weights: Sequence[Tensor | None]
 ) -> Float[Tensor, " b"]:
-    """The distance of each image, float32, given features and weights ``[c]`` (None: 1) of each layer."""
+    """The distance of each image, float32, given the maps ``[b, c, h, w]`` and weights ``[c]`` (None: 1) of layers."""
     return torch.stack(
         [
             (_unit(a) - _unit(b)).square().mul(1 if w is None else w[:, None, None]).sum(1).mean(dim=(1, 2))

@@ -203,7 +203,7 @@ def bridge(
     )
 
 
-def dc_ae(*, data: DataConfig = PhotographsConfig(), steps: tuple[int, int, int] = (1000, 150, 300)) -> Recipe:
+def dc_ae(*, data: DataConfig = PhotographsConfig(), steps: tuple[int, int, int] = (900, 150, 300)) -> Recipe:
     """A small DC-AE (8 channels at stride 8) on photographs in three phases of ``steps``, at 64, 192 and 64 pixels.
 
     A distance in random convolutions stands in for LPIPS, so that nothing is downloaded.
