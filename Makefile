@@ -5,7 +5,7 @@ UV := $(shell uv --version >/dev/null 2>&1 && echo uv || echo .uv/bin/uv)
 UV_READY := $(if $(filter uv,$(UV)),,.uv/.ready)
 # On a terminal uv shows its progress; in a log a line per step is enough.
 QUIET := $(shell test -t 2 || echo --quiet)
-EXTRAS := ablations demo dev notebooks peers probes slurm teachers tensorboard vae
+EXTRAS := ablations demo dev lpips notebooks peers probes slurm teachers tensorboard vae
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
