@@ -26,7 +26,7 @@ from latelier.blocks import (
     feature_distance,
 )
 from latelier.families import CheckpointError, DCAEConfig, DiffAEConfig, read_tensors, write_tensors
-from latelier.recipes import dc_ae
+from latelier.recipes import dc_ae, demo, report_phases
 from latelier.training import (
     AdamWConfig,
     AdversarialConfig,
@@ -319,7 +319,7 @@ RECIPE = """
 from dataclasses import replace
 from latelier.blocks import *
 from latelier.families import DCAEConfig
-from latelier.recipes import dc_ae
+from latelier.recipes import dc_ae, demo, report_phases
 from latelier.training import *
 
 BLOCK = ResBlockConfig()
@@ -437,3 +437,33 @@ def test_a_model_that_does_not_decode_in_one_pass_is_told(pictures: Path, tmp_pa
         "objective/l1: needs a model that decodes in one pass, and 'family/semdisdiffae' does not; take a term of "
         "diffusion, such as 'objective/vp_reconstruction'"
     )
+
+
+# --- what the demo reports ----------------------------------------------------------------------------------------
+
+
+def test_each_phase_is_measured_at_both_resolutions(run: tuple[Path, Recipe, list[str]]) -> None:
+    folder, recipe, _ = run
+    page, phases = report_phases(folder)
+    assert [(p.name, list(p.psnr)) for p in phases] == [
+        (f"{i} {stage.name}", [16]) for i, stage in enumerate(recipe.stages, 1)
+    ]
+    text = page.read_text()
+    assert all(f"{phase.sharpness:.3f}" in text and f"{phase.psnr[16]:.2f} dB" in text for phase in phases)
+
+
+def test_a_phase_whose_checkpoint_is_gone_is_told(pictures: Path, tmp_path: Path) -> None:
+    train(recipe_of(pictures), tmp_path, keep=2)
+    with pytest.raises(FileNotFoundError) as caught:
+        report_phases(tmp_path)
+    assert str(caught.value) == (
+        f"{tmp_path}: the checkpoint at the end of the stage 'full', step-00000004.safetensors, was not kept; "
+        "train with more checkpoints to keep"
+    )
+
+
+def test_the_demo_has_three_phases_for_three_purposes() -> None:
+    full, adaptation, refinement = demo.dc_ae().stages
+    assert (full.trainable, full.resolution) == (("*",), 64)
+    assert adaptation.resolution > full.resolution and not adaptation.has_adversary
+    assert isinstance(refinement, AdversarialStageConfig) and refinement.resolution == full.resolution
