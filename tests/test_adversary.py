@@ -296,21 +296,19 @@ def test_a_run_with_an_adversary_that_is_killed_ends_with_the_same_bits(pictures
     recipe = recipe_of(pictures, accumulate=2)
     assert not killed(in_a_child(lambda: train(recipe, tmp_path / "whole")))
 
-    def deadly(count: int) -> None:
-        real, calls = os.replace, 0
+    def deadly(step: int) -> None:
+        real = os.replace
 
-        def replace_or_die(*args: Any) -> None:
-            nonlocal calls
-            calls += 1
-            if calls == count:
+        def replace_or_die(source: Any, target: Any) -> None:
+            if Path(target).name == f"step-{step:08d}.safetensors":
                 os.kill(os.getpid(), signal.SIGKILL)
-            real(*args)
+            real(source, target)
 
         os.replace = replace_or_die
         train(recipe, tmp_path / "run", resume=True)
 
-    for count in (12, 6, 5):
-        assert killed(in_a_child(lambda count=count: deadly(count)))
+    for step in (6, 9, 11, 12):  # in the second phase, on its border, and as the discriminator learns
+        assert killed(in_a_child(lambda step=step: deadly(step)))
     assert not killed(in_a_child(lambda: train(recipe, tmp_path / "run", resume=True)))
     assert left(tmp_path / "run") == left(tmp_path / "whole")
 
