@@ -292,6 +292,7 @@ def left(folder: Path) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.usefixtures("run")  # what is imported late, children inherit
 def test_a_run_with_an_adversary_that_is_killed_ends_with_the_same_bits(pictures: Path, tmp_path: Path) -> None:
     recipe = recipe_of(pictures, accumulate=2)
     assert not killed(in_a_child(lambda: train(recipe, tmp_path / "whole")))
