@@ -26,7 +26,7 @@ from latelier.blocks import (
     feature_distance,
 )
 from latelier.families import CheckpointError, DCAEConfig, DiffAEConfig, read_tensors, write_tensors
-from latelier.recipes import dc_ae
+from latelier.recipes import dc_ae, demo, report_phases
 from latelier.training import (
     AdamWConfig,
     AdversarialConfig,
@@ -292,25 +292,24 @@ def left(folder: Path) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.usefixtures("run")  # what is imported late, children inherit
 def test_a_run_with_an_adversary_that_is_killed_ends_with_the_same_bits(pictures: Path, tmp_path: Path) -> None:
     recipe = recipe_of(pictures, accumulate=2)
     assert not killed(in_a_child(lambda: train(recipe, tmp_path / "whole")))
 
-    def deadly(count: int) -> None:
-        real, calls = os.replace, 0
+    def deadly(step: int) -> None:
+        real = os.replace
 
-        def replace_or_die(*args: Any) -> None:
-            nonlocal calls
-            calls += 1
-            if calls == count:
+        def replace_or_die(source: Any, target: Any) -> None:
+            if Path(target).name == f"step-{step:08d}.safetensors":
                 os.kill(os.getpid(), signal.SIGKILL)
-            real(*args)
+            real(source, target)
 
         os.replace = replace_or_die
         train(recipe, tmp_path / "run", resume=True)
 
-    for count in (12, 6, 5):
-        assert killed(in_a_child(lambda count=count: deadly(count)))
+    for step in (6, 9, 11, 12):  # in the second phase, on its border, and as the discriminator learns
+        assert killed(in_a_child(lambda step=step: deadly(step)))
     assert not killed(in_a_child(lambda: train(recipe, tmp_path / "run", resume=True)))
     assert left(tmp_path / "run") == left(tmp_path / "whole")
 
@@ -319,7 +318,7 @@ RECIPE = """
 from dataclasses import replace
 from latelier.blocks import *
 from latelier.families import DCAEConfig
-from latelier.recipes import dc_ae
+from latelier.recipes import dc_ae, demo, report_phases
 from latelier.training import *
 
 BLOCK = ResBlockConfig()
@@ -437,3 +436,33 @@ def test_a_model_that_does_not_decode_in_one_pass_is_told(pictures: Path, tmp_pa
         "objective/l1: needs a model that decodes in one pass, and 'family/semdisdiffae' does not; take a term of "
         "diffusion, such as 'objective/vp_reconstruction'"
     )
+
+
+# --- what the demo reports ----------------------------------------------------------------------------------------
+
+
+def test_each_phase_is_measured_at_both_resolutions(run: tuple[Path, Recipe, list[str]]) -> None:
+    folder, recipe, _ = run
+    page, phases = report_phases(folder)
+    assert [(p.name, list(p.psnr)) for p in phases] == [
+        (f"{i} {stage.name}", [16]) for i, stage in enumerate(recipe.stages, 1)
+    ]
+    text = page.read_text()
+    assert all(f"{phase.sharpness:.3f}" in text and f"{phase.psnr[16]:.2f} dB" in text for phase in phases)
+
+
+def test_a_phase_whose_checkpoint_is_gone_is_told(pictures: Path, tmp_path: Path) -> None:
+    train(recipe_of(pictures), tmp_path, keep=2)
+    with pytest.raises(FileNotFoundError) as caught:
+        report_phases(tmp_path)
+    assert str(caught.value) == (
+        f"{tmp_path}: the checkpoint at the end of the stage 'full', step-00000004.safetensors, was not kept; "
+        "train with more checkpoints to keep"
+    )
+
+
+def test_the_demo_has_three_phases_for_three_purposes() -> None:
+    full, adaptation, refinement = demo.dc_ae().stages
+    assert (full.trainable, full.resolution) == (("*",), 64)
+    assert adaptation.resolution > full.resolution and not adaptation.has_adversary
+    assert isinstance(refinement, AdversarialStageConfig) and refinement.resolution == full.resolution
