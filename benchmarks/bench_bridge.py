@@ -28,8 +28,10 @@ def bench_bridge_against_decoding(table: Table) -> None:
         assert tokens.isfinite().all()
     memory = {name: _memory(name, partial(peer, z)) for name, peer in peers.items()}
     with threads(THREADS), Crowd() as crowd:
-        rounds, sample = (20, 0.0) if CUDA else (3, 0.5)
-        times = interleaved({name: partial(peer, z) for name, peer in peers.items()}, rounds=rounds, sample=sample)
+        rounds, sample, warm_up = (20, 0.0, 5) if CUDA else (3, 0.5, 1)
+        times = interleaved(
+            {name: partial(peer, z) for name, peer in peers.items()}, rounds=rounds, sample=sample, warm_up=warm_up
+        )
     bridge, decoding = "bridge", "decode, then teacher"
     faster: Spread = times[decoding].over(times[bridge])
     for name, peer in peers.items():

@@ -155,7 +155,7 @@ def dc_ae_f32c32_mix_1_0(*, data: DataConfig = FolderDataConfig()) -> Recipe:
 
 
 def dc_ae_f64c128_in_1_0(*, data: DataConfig = FolderDataConfig()) -> Recipe:
-    """676,896,140 parameters."""
+    """676,896,140 parameters, 128 channels at stride 64."""
     return _published("dc-ae-f64c128-in-1.0", "dc_ae_f64c128_in_1_0", data)
 
 
@@ -165,7 +165,7 @@ def dc_ae_f64c128_mix_1_0(*, data: DataConfig = FolderDataConfig()) -> Recipe:
 
 
 def dc_ae_f128c512_in_1_0(*, data: DataConfig = FolderDataConfig()) -> Recipe:
-    """1,120,682,252 parameters."""
+    """1,120,682,252 parameters, 512 channels at stride 128."""
     return _published("dc-ae-f128c512-in-1.0", "dc_ae_f128c512_in_1_0", data)
 
 

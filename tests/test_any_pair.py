@@ -16,6 +16,7 @@ from latelier.blocks import (
     FCDMBlockConfig,
     Flux2LatentsConfig,
     HOGConfig,
+    LatentsTeacherConfig,
     PosteriorConfig,
     PublishedConfig,
     SequenceBlockConfig,
@@ -49,8 +50,9 @@ TEACHERS: list[TeacherConfig] = [
     *(
         decode({"kind": cls.kind} | OFFLINE.get(cls.kind, {}), TeacherConfig)
         for cls in parts(TeacherConfig)
-        if not issubclass(cls, CachedTeacherConfig | PublishedConfig)
-        # the first needs the folder of a cache, which test_cached_training.py has; the others are too large
+        if not issubclass(cls, CachedTeacherConfig | LatentsTeacherConfig | PublishedConfig)
+        # the first two need a folder or a space, which test_cached_training.py and test_latent_spaces.py have;
+        # the others are too large
     ),
     HOGConfig(cells=4, orientations=4),
 ]
