@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from .training import Recipe
 
 
-def show_bridge_demo(out: Path, train: "Callable[[Recipe, Path], None]", *, device: str | None) -> None:
+def show_bridge_demo(out: Path, train: "Callable[[Recipe, Path], object]", *, device: str | None) -> None:
     """Run the demo of bridges, show its tables, and what a new stem reaches."""
     from .evaluation import bridge_gain, results_table, share_of_gain
     from .recipes.bridge_demo import bridge_demo

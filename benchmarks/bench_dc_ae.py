@@ -25,7 +25,7 @@ CONFIGS = {
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, DCAE, Any]:
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("dc_ae")
-    model = CONFIGS[request.param].build().eval()
+    model: Any = CONFIGS[request.param].build().eval()
     theirs: Any = AutoencoderDC.from_pretrained(model.export_diffusers(folder), low_cpu_mem_usage=False)
     return request.param, model.to(DEVICE), theirs.eval().to(DEVICE)
 

@@ -5,6 +5,7 @@ Run as a program, it prints the growth of resident memory over one call: ``pytho
 
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from measuring import DEVICE, DTYPE, draw
@@ -41,7 +42,8 @@ class DecodeThenTeacher:
         self.space = latent_space("sd", random_init=True).to(DEVICE, DTYPE)
         self.space.decode(torch.zeros(1, 4, 8, 8, device=DEVICE, dtype=DTYPE))  # it is loaded at the first call
         self.teacher = DINOv2Config(size="vitb14", random_init=True).for_stride(32).build().to(DEVICE)
-        autoencoder = self.space.autoencoder
+        codec: Any = self.space.load()
+        autoencoder = codec.model
         used: tuple[nn.Module, ...] = (autoencoder.decoder, autoencoder.post_quant_conv, self.teacher)
         self.parameters, self.weight_bytes = (sum(both) for both in zip(*map(sizes, used), strict=True))
 

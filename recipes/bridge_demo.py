@@ -29,7 +29,7 @@ AUTOENCODERS = {"first": (8, 32), "second": (4, 12)}
 
 AUTOENCODER_STEPS, CROPS = 40, 200
 
-Train = Callable[[Recipe, Path], None]
+Train = Callable[[Recipe, Path], object]
 """Trains a recipe in a folder, or goes on with it."""
 
 

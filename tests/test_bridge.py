@@ -157,7 +157,7 @@ def test_names_of_the_card_that_do_not_fit_are_told() -> None:
         ),
     ):
         with pytest.raises(ValueError, match=exactly(message)):
-            LatentBridge(**names)
+            LatentBridge(None, **names)
     with pytest.raises(ValueError, match="LatentBridge: takes a config or the card's names, got both"):
         LatentBridge(TINY, depth=2)
     with torch.device("meta"):
@@ -381,7 +381,7 @@ def test_gradients_of_every_parameter_and_of_the_latents_are_finite(config: Late
     z.requires_grad_()
     found = bridge(z, *tau)
     outputs = [x for x in (found.patches, found.cls, found.registers) if x is not None]
-    sum((x * torch.randn_like(x)).sum() for x in outputs).backward()
+    torch.stack([(x * torch.randn_like(x)).sum() for x in outputs]).sum().backward()
     for name, tensor in (("latents", z), *bridge.named_parameters()):
         assert tensor.grad is not None and tensor.grad.isfinite().all() and tensor.grad.any(), name
 
@@ -500,6 +500,7 @@ def test_parts_that_do_not_fit_are_refused_and_nothing_is_taken(tmp_path: Path) 
     wider = replace(TINY, teacher=TinyViTConfig(patch=32)).build()
     other = replace(TINY, space=FLUX).build()
     known = TINY.build()
+    assert source.teacher_spec is not None
     known.take_specs(teacher=replace(source.teacher_spec, version="0"))
     for bridge, taken, error, message in (
         (wider, ("body", "head"), CheckpointError, r"has 'head.proj.bias' of shape \[36\] where the model has \[64\]"),

@@ -1,6 +1,7 @@
 """The demo of bridges from end to end in small, and what the command line says of bridges."""
 
 import re
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,9 +19,7 @@ def test_the_demo_makes_two_spaces_a_bridge_a_stem_and_a_page(tmp_path: Path, mo
     monkeypatch.setattr(demo_of_bridges, "AUTOENCODER_STEPS", 2)
     monkeypatch.setattr(demo_of_bridges, "CROPS", 6)
     heard: list[str] = []
-    found = demo_of_bridges.bridge_demo(
-        tmp_path, train=lambda recipe, folder: train(recipe, folder, resume=True), steps=8, say=heard.append
-    )
+    found = demo_of_bridges.bridge_demo(tmp_path, train=partial(train, resume=True), steps=8, say=heard.append)
     assert set(found.results) == {"bridge", "stem"}
     whole, stem = (load_run(tmp_path / name).model for name in ("bridge", "stem"))
     for name, parameter in whole.named_parameters():

@@ -88,7 +88,7 @@ def check_laws(module: nn.Module, *inputs: torch.Tensor) -> None:
         alone = outputs(module, *(x[i : i + 1] for x in inputs))
         for a, b in zip(alone, together, strict=True):
             torch.testing.assert_close(a, b[i : i + 1], rtol=1e-4, atol=1e-5)
-    sum((x.square() * torch.rand_like(x)).sum() for x in together).backward()
+    torch.stack([(x.square() * torch.rand_like(x)).sum() for x in together]).sum().backward()
     for name, parameter in module.named_parameters():
         assert parameter.grad is not None and parameter.grad.isfinite().all() and parameter.grad.any(), name
     halves = (x.bfloat16() if x.ndim == 4 else x for x in inputs)
@@ -126,7 +126,8 @@ def test_the_stems_of_the_card_have_the_sizes_of_the_two_candidates() -> None:
 
 def test_a_residual_stage_without_its_convolution_averages_squares_or_repeats() -> None:
     stem = ResidualStemConfig(mid=4, out=8).build(channels=2, width=3, stride=2)
-    first, second = stem.stages
+    stages: Any = stem.stages
+    first, second = stages
     for stage in (first, second):
         nn.init.zeros_(stage.conv.weight)
         nn.init.zeros_(stage.conv.bias)
@@ -134,7 +135,7 @@ def test_a_residual_stage_without_its_convolution_averages_squares_or_repeats() 
     pairs = F.pixel_unshuffle(x, 2).unflatten(1, (8, 2)).mean(dim=2)  # 16 numbers of a square become 8
     torch.testing.assert_close(first(x), pairs)
     torch.testing.assert_close(second(pairs), pairs)
-    wide = ResidualStemConfig(mid=2, out=4, depth=1).build(channels=2, width=3, stride=1).stages[0]
+    wide: Any = ResidualStemConfig(mid=2, out=4, depth=1).build(channels=2, width=3, stride=1).stages[0]
     nn.init.zeros_(wide.conv.weight)
     nn.init.zeros_(wide.conv.bias)
     y = torch.randn(1, 2, 3, 3)
@@ -237,7 +238,8 @@ def test_dropout_is_of_training_alone_and_repeats_from_a_seed() -> None:
 
 
 def test_settings_of_bodies_that_do_not_fit_are_told() -> None:
-    for settings, message in (
+    make: Any = TransformerBodyConfig
+    cases: tuple[tuple[Any, str], ...] = (
         ({"width": 10, "heads": 3}, "config.heads: must divide the width 10, got 3"),
         (
             {"width": 12, "heads": 2, "positions": "rope"},
@@ -246,9 +248,10 @@ def test_settings_of_bodies_that_do_not_fit_are_told() -> None:
         ({"dropout": 1.0}, "config.dropout: must be in [0, 1), got 1.0"),
         ({"table": 0}, "config.table: must be at least 1, got 0"),
         ({"expand": 0.0}, "config.expand: must be positive, got 0.0"),
-    ):
+    )
+    for settings, message in cases:
         with pytest.raises(PartError) as error:
-            TransformerBodyConfig(**settings)
+            make(**settings)
         assert str(error.value).startswith(message)
 
 
@@ -306,6 +309,7 @@ def test_class_and_registers_are_read_out_of_all_positions_and_patches_do_not_se
     assert queries.grad is not None and queries.grad[0].any() and not queries.grad[1:].any()
     queries.grad = None
     found.registers[:, -1].sum().backward()
+    assert queries.grad is not None
     assert queries.grad[3].any() and not queries.grad[:3].any()
     for place in range(4):
         moved = x.clone()

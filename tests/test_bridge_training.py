@@ -321,7 +321,13 @@ def test_workers_read_the_same_pairs() -> None:
         loader = PairLoader(source, batch=8, seed=3, workers=workers, rank=rank, world=world)
         with loader.iterate(2, 9) as loaded:
             return [
-                (b.names, b.latents.tolist(), b.features.patches.tolist(), b.features.cls.tolist()) for _, b in loaded
+                (
+                    b.names,
+                    b.latents.tolist(),
+                    b.features.patches.tolist(),
+                    b.features.cls is not None and b.features.cls.tolist(),
+                )
+                for _, b in loaded
             ]
 
     alone = batches(0, 0, 1)

@@ -1,5 +1,7 @@
 """DC-AE's blocks: attention against its definition, its head layout, its two forms, and its half precision."""
 
+from typing import Any
+
 import hypothesis.strategies as st
 import pytest
 import torch
@@ -92,7 +94,8 @@ def test_a_hook_or_another_module_in_the_place_of_a_projection_is_asked() -> Non
     expected = attention(x)
     asked: list[bool] = []
     attention.to_q.register_forward_hook(lambda *_: asked.append(True))
-    attention.to_out = nn.Sequential(attention.to_out)
+    changed: Any = attention
+    changed.to_out = nn.Sequential(attention.to_out)
     torch.testing.assert_close(attention(x), expected)
     assert asked
 

@@ -76,6 +76,12 @@ def tiny(space: str, **changes: Any) -> LatentSpace:
     return latent_space(space, **{"random_init": True, "settings": TINY, "reduction": 2} | changes)
 
 
+def model_of(space: LatentSpace) -> Any:
+    """The autoencoder of diffusers inside of a space."""
+    codec: Any = space.load()
+    return codec.model
+
+
 def images(b: int = 2, side: int = 8) -> Tensor:
     return torch.rand(b, 3, side, side) * 2 - 1
 
@@ -446,7 +452,7 @@ def test_published_places_are_read_with_their_folders(hub: Path) -> None:
     reference = tiny("va_vae")
     place = hub / "hustvl/vavae-imagenet256-f16d32-dinov2"
     place.mkdir(parents=True)
-    torch.save(to_ldm(reference.load().model.state_dict(), 2), place / "vavae-imagenet256-f16d32-dinov2.pt")
+    torch.save(to_ldm(model_of(reference).state_dict(), 2), place / "vavae-imagenet256-f16d32-dinov2.pt")
     equal(latent_space("va_vae", settings=TINY, reduction=2).encode_raw(x), reference.encode_raw(x))
     with pytest.raises(FileNotFoundError, match=r"^sd: stabilityai/sd-vae-ft-mse is no local file or folder"):
         latent_space("sd").encode(x)
@@ -496,7 +502,7 @@ def to_ldm(tensors: dict[str, Tensor], levels: int) -> dict[str, Tensor]:
 @torch.no_grad()
 def test_va_vae_is_read_in_its_published_layout_without_its_teacher(tmp_path: Path) -> None:
     reference = tiny("va_vae")
-    vae = reference.load().model
+    vae = model_of(reference)
     written = to_ldm(vae.state_dict(), 2)
     assert {
         "encoder.down.1.attn.0.q.weight",
@@ -558,7 +564,7 @@ def ldm_middle(x: Tensor, t: dict[str, Tensor], name: str) -> Tensor:
 @torch.no_grad()
 def test_the_layout_of_latent_diffusion_computes_what_latent_diffusion_computes(tmp_path: Path) -> None:
     """Written out after the equations of latent diffusion's Encoder and Decoder, for two levels and one block each."""
-    t = to_ldm(tiny("va_vae").load().model.state_dict(), 2)
+    t = to_ldm(model_of(tiny("va_vae")).state_dict(), 2)
     save_file(t, tmp_path / "ldm.safetensors")
     space = latent_space("va_vae", weights=str(tmp_path / "ldm.safetensors"), settings=TINY, reduction=2)
     silu, pad, x = torch.nn.functional.silu, torch.nn.functional.pad, images()
@@ -724,7 +730,7 @@ def test_a_sample_needs_a_seed_or_a_generator_and_repeats_with_it() -> None:
     z = space.encode(x, seed=7)
     assert torch.equal(z, space.encode(x, generator=torch.Generator().manual_seed(7)))
     assert not torch.equal(z, space.encode(x, seed=8))
-    distribution = space.load().model.encode(x).latent_dist
+    distribution = model_of(space).encode(x).latent_dist
     sampled = distribution.sample(torch.Generator().manual_seed(7)) * 0.18215
     equal(z, sampled)
     with pytest.raises(ValueError, match="posterior: 'sample', not 'mode'"):
@@ -983,7 +989,7 @@ def test_the_teacher_names_the_weights_that_it_read(tmp_path: Path) -> None:
 
 def small_model(**changes: Any) -> Any:
     torch.manual_seed(2)
-    model = DiffAEConfig(patch=4, width=16, latent=4, **changes).build()
+    model: Any = DiffAEConfig(patch=4, width=16, latent=4, **changes).build()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(0, 0.1)

@@ -39,7 +39,7 @@ from latelier.blocks import (
     TeacherOutput,
     part,
 )
-from latelier.families import ImageReadError, PairFolder, PairsError, feature_cache, pair_shards
+from latelier.families import FeatureCacheError, ImageReadError, PairFolder, PairsError, pair_shards
 from latelier.training import FolderSource, list_images, pack
 
 HOG = HOGConfig(patch=8)
@@ -583,7 +583,7 @@ def test_two_writers_at_once_are_refused(pictures: Path, tmp_path: Path, made: P
 
     def second(*_: object) -> None:
         if not refused:
-            refused.append(message(feature_cache.FeatureCacheError, lambda: make(pictures, tmp_path)))
+            refused.append(message(FeatureCacheError, lambda: make(pictures, tmp_path)))
 
     make(pictures, tmp_path, on_image=second)
     assert refused == [f"{tmp_path}: another process is writing to it; wait for its end, or choose another --out"]
@@ -668,7 +668,7 @@ def test_a_full_disk_is_told_and_a_rerun_goes_on(
 
     with monkeypatch.context() as patch:
         patch.setattr("latelier.training.packing.write_pair_shard", full)
-        text = message(feature_cache.FeatureCacheError, lambda: make(pictures, tmp_path))
+        text = message(FeatureCacheError, lambda: make(pictures, tmp_path))
     assert text == (
         f"{tmp_path}: pairs-00002.json cannot be written (No space left on device); 2 shards are there and stay good; "
         "make room and run the same command again, which goes on with the next"
@@ -688,7 +688,7 @@ def test_a_write_that_the_kernel_refuses_leaves_nothing_half_written(
 
     def work() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-        told.write_text(message(feature_cache.FeatureCacheError, lambda: make(pictures, folder)))
+        told.write_text(message(FeatureCacheError, lambda: make(pictures, folder)))
 
     assert all(size < limit for name, size in sizes.items() if name != "thumbnails")
     assert not killed(in_a_child(work))

@@ -144,16 +144,26 @@ class Squares(nn.Module):
 def dc_identity() -> DCAE:
     @part("pixel_encoder/squares")
     class SquaresEncoderConfig(PixelEncoderConfig):
-        stride = RATIO
-        global_context = False
+        @property
+        def stride(self) -> int:
+            return RATIO
+
+        @property
+        def global_context(self) -> bool:
+            return False
 
         def build(self, *, channels: int, latent: int) -> nn.Module:
             return Squares(patchify)
 
     @part("pixel_decoder/squares")
     class SquaresDecoderConfig(PixelDecoderConfig):
-        stride = RATIO
-        global_context = False
+        @property
+        def stride(self) -> int:
+            return RATIO
+
+        @property
+        def global_context(self) -> bool:
+            return False
 
         def build(self, *, channels: int, latent: int) -> nn.Module:
             return Squares(unpatchify)
