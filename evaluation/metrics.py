@@ -21,7 +21,7 @@ RANGES = {1.0: (0.0, 1.0), 2.0: (-1.0, 1.0), 255.0: (0.0, 255.0)}
 SSIM_WINDOW = 11
 
 
-def psnr(reconstruction: Image, original: Image, *, data_range: float | int) -> Float[Tensor, " b"]:
+def psnr(reconstruction: Image, original: Image, *, data_range: float | int, clamp: bool = True) -> Float[Tensor, " b"]:
     """Decibels of each image, float64; the reconstruction is clamped to the range, and inf means that it is perfect.
 
     Raises:
@@ -30,8 +30,9 @@ def psnr(reconstruction: Image, original: Image, *, data_range: float | int) -> 
     from torchmetrics.functional.image import peak_signal_noise_ratio  # late: it takes seconds
 
     low, high = _bounds(original, data_range, where="psnr")
+    reconstruction = reconstruction.double()
     return peak_signal_noise_ratio(
-        reconstruction.double().clamp(low, high),
+        reconstruction.clamp(low, high) if clamp else reconstruction,
         original.double(),
         data_range=float(data_range),
         dim=(1, 2, 3),

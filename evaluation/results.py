@@ -29,17 +29,23 @@ LIBRARIES = ("latelier", "torch", "torchmetrics", "numpy", "pillow")
 def origin(model: Any, protocol: ProtocolConfig, *, recipe: Part | None) -> Result:
     """What every number of a result depends on, apart from the images."""
     first = next(model.parameters())
-    name = torch.cuda.get_device_name(first.device) if first.device.type == "cuda" else None
+    start = versions(protocol, dtype=str(first.dtype).removeprefix("torch."), device=first.device)
+    model_known = {
+        "kind": model.config.kind,
+        "id": model.config.id,
+        "parameters": sum(p.numel() for p in model.parameters()),
+    }
+    recipe_known = None if recipe is None else {"name": getattr(recipe, "name", recipe.kind), "id": recipe.id}
+    return {"protocol": start.pop("protocol"), "model": model_known, "recipe": recipe_known} | start
+
+
+def versions(protocol: ProtocolConfig, *, dtype: str, device: torch.device) -> Result:
+    """What every number depends on, apart from the model and the images."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else None
     return {
         "protocol": {"name": protocol.kind, "id": protocol.id, "settings": encode(protocol)},
-        "model": {
-            "kind": model.config.kind,
-            "id": model.config.id,
-            "parameters": sum(p.numel() for p in model.parameters()),
-        },
-        "recipe": None if recipe is None else {"name": getattr(recipe, "name", recipe.kind), "id": recipe.id},
-        "dtype": str(first.dtype).removeprefix("torch."),
-        "device": first.device.type if name is None else f"{first.device.type} ({name})",
+        "dtype": dtype,
+        "device": device.type if name is None else f"{device.type} ({name})",
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in LIBRARIES},
         "measured": datetime.now(UTC).isoformat(timespec="seconds"),
     }
@@ -95,7 +101,10 @@ def rows_of(result: Result) -> list[tuple[str, str, float | None, float | None]]
             ("ssim", "", ("mean", "p5")),
         )
         for key, label in ((key, key.upper() if key in ("p5", "p95") else key) for key in keys)
+        if measure in result
     ]
+    rows += [(f"{column} mean", "", found["mean"], None) for column, found in (result.get("metrics") or {}).items()]
+    rows += [(column, "", value, None) for column, value in (result.get("population") or {}).items()]
     alignment = result.get("alignment") or {}
     ways = {"resampled": "resampled tokens", "standardise": "standardised tokens"}
     how = ", ".join(text for key, text in ways.items() if alignment.get(key))
@@ -135,7 +144,11 @@ def results_table(results: Sequence[Result], *, mixed: bool = False) -> Table:
     """
     if not results:
         raise ValueError("table: there are no results to show")
-    for key, noun in (("protocol", "protocols"), ("set", "sets of images")):
+    for key, noun in (
+        ("protocol", "protocols"),
+        ("set", "sets of images"),
+        ("provenance", "references or files of weights"),
+    ):
         found = list(dict.fromkeys(_named(result, key) for result in results))
         if len(found) > 1 and not mixed:
             raise ValueError(
@@ -143,6 +156,7 @@ def results_table(results: Sequence[Result], *, mixed: bool = False) -> Table:
                 "measure them alike, or ask for --mixed"
             )
     table = Table(title=None if mixed else f"{_named(results[0], 'protocol')} on {_named(results[0], 'set')}")
+    table.caption = "\n".join(_perfect(results)) or None
     table.add_column("")
     single = len(results) == 1 and results[0].get("baseline")
     for result in results:
@@ -166,10 +180,21 @@ def results_table(results: Sequence[Result], *, mixed: bool = False) -> Table:
     return table
 
 
+def _perfect(results: Sequence[Result]) -> Iterator[str]:
+    for result in results:
+        if infinite := (result.get("psnr") or {}).get("infinite"):
+            title = (result["recipe"] or result["model"]).get("name") or result["model"]["kind"]
+            yield f"{title}: {infinite} perfect reconstruction{'s' * (infinite > 1)} left out of the PSNR statistics."
+
+
 def _named(result: Result, key: str) -> str:
     if key == "protocol":
         return f"{result[key]['name'].partition('/')[2]} {result[key]['id']}"
-    return f"{result[key]['n']} images {result[key]['id']}"
+    if key == "provenance":
+        return json.dumps(result.get(key) or {}, sort_keys=True)
+    n, asked = result[key]["n"], result[key].get("asked")
+    count = f"{n} of the {asked}" if asked is not None and asked != n else n
+    return f"{count} images {result[key]['id']}"
 
 
 def _version(name: str) -> str:
