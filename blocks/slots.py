@@ -326,7 +326,8 @@ class Measured:
     original: Image
     latent: Latent
     reconstruction: Image
-    scores: dict[str, float]
+    scores: dict[str, float | None]
+    """None is an infinite PSNR, of a perfect reconstruction."""
 
 
 class ProtocolConfig(Part, ABC):

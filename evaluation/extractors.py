@@ -22,6 +22,7 @@ import PIL.Image
 import torch
 import torch.nn.functional as F
 from einops import rearrange
+from jaxtyping import Float
 from PIL.Image import Resampling
 from torch import Tensor, nn
 
@@ -101,7 +102,7 @@ class TeacherExtractor(Extractor):
         return {"features": rows[self.read]().float()}
 
 
-def _pil_bicubic(images: Image, side: int) -> Image:
+def _pil_bicubic(images: Image, side: int) -> Float[Tensor, "b rgb {side} {side}"]:
     """Bytes, resampled by Pillow as dgm-eval does, in [0, 1]."""
     pictures = [
         PIL.Image.fromarray(x.permute(1, 2, 0).contiguous().numpy()).resize((side, side), Resampling.BICUBIC)

@@ -26,6 +26,7 @@ from ..blocks.frechet import Moments
 from .latents import Sum, Sums
 
 Rows = Float[Tensor, "n f"]
+References = Float[Tensor, "m f"]
 CHUNK = 1024
 """Rows that are compared with all others at a time."""
 
@@ -83,7 +84,9 @@ def _root(cov: Tensor) -> tuple[Tensor, Tensor]:
 # --- kernel distance ----------------------------------------------------------------------------------------------
 
 
-def kid(ours: Rows, theirs: Rows, *, subsets: int = 100, subset_size: int = 1000, seed: int = 2020) -> dict[str, float]:
+def kid(
+    ours: Rows, theirs: References, *, subsets: int = 100, subset_size: int = 1000, seed: int = 2020
+) -> dict[str, float]:
     """``mean`` and ``std`` over random subsets of both sets; subsets that are drawn depend on ``seed`` alone.
 
     Raises:
@@ -118,7 +121,7 @@ def _kernel_with_itself(x: Tensor) -> Tensor:
 # --- precision, recall, density, coverage -------------------------------------------------------------------------
 
 
-def prdc(ours: Rows, theirs: Rows, *, k: int = 3) -> dict[str, float]:
+def prdc(ours: Rows, theirs: References, *, k: int = 3) -> dict[str, float]:
     """``precision``, ``recall``, ``density``, ``coverage`` of our rows to the reference's.
 
     A ball reaches to the k-th nearest other row of its own set; a row on its edge is in it.

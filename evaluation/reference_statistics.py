@@ -91,17 +91,16 @@ def load_reference(path: Path) -> ReferenceStatistics:
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file of reference statistics")
-    found = _read_npz(path) if path.suffix == ".npz" else _read_ours(path)
-    for stream, moments in found.moments.items():
-        width = moments.mean.numel()
-        if moments.mean.shape != (width,) or moments.cov.shape != (width, width):
-            shapes = f"{list(moments.mean.shape)} and {list(moments.cov.shape)}"
-            raise CheckpointError(
-                f"{path}: mean and covariance of {stream!r} have the shapes {shapes}, which do not fit"
-            )
-        if not (moments.mean.isfinite().all() and moments.cov.isfinite().all()):
-            raise CheckpointError(f"{path}: the moments of {stream!r} are not finite")
-    return found
+    return _read_npz(path) if path.suffix == ".npz" else _read_ours(path)
+
+
+def _moments(path: Path, stream: str, mean: Tensor, cov: Tensor) -> Moments:
+    if mean.ndim != 1 or cov.shape != (len(mean), len(mean)):
+        shapes = f"{list(mean.shape)} and {list(cov.shape)}"
+        raise CheckpointError(f"{path}: mean and covariance of {stream!r} have the shapes {shapes}, which do not fit")
+    if not (mean.isfinite().all() and cov.isfinite().all()):
+        raise CheckpointError(f"{path}: the moments of {stream!r} are not finite")
+    return Moments(mean.double(), cov.double())
 
 
 def _read_ours(path: Path) -> ReferenceStatistics:
@@ -109,27 +108,29 @@ def _read_ours(path: Path) -> ReferenceStatistics:
     try:
         known = json.loads(header[HEADER])
         streams = dict.fromkeys(name.partition(".")[0] for name in tensors if name.endswith(".mean"))
-        moments = {s: Moments(tensors[f"{s}.mean"].double(), tensors[f"{s}.cov"].double()) for s in streams}
+        pairs = {s: (tensors[f"{s}.mean"], tensors[f"{s}.cov"]) for s in streams}
     except (KeyError, ValueError):
         raise CheckpointError(
             f"{path}: is no file of reference statistics; ReferenceStatistics.save writes one"
         ) from None
+    moments = {s: _moments(path, s, *pair) for s, pair in pairs.items()}
     rows = {name.removesuffix(".rows"): x for name, x in tensors.items() if name.endswith(".rows")}
     return ReferenceStatistics(moments=moments, rows=rows, sha256=file_hash(path), **known)
 
 
 def _read_npz(path: Path) -> ReferenceStatistics:
     try:
-        with np.load(path, allow_pickle=False) as file:
-            moments = {
-                stream: Moments(*(torch.from_numpy(np.asarray(file[key], dtype=np.float64)) for key in keys))
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
+            pairs = {
+                stream: [torch.from_numpy(np.asarray(file[key], dtype=np.float64)) for key in keys]
                 for stream, keys in KEYS.items()
                 if all(key in file.files for key in keys)
             }
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+    except (ValueError, TypeError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise CheckpointError(f"{path}: is no whole .npz of arrays ({error}); copy or download it again") from None
-    if "features" not in moments:
+    if "features" not in pairs:
         raise CheckpointError(f"{path}: has no 'mu' and 'sigma'; it holds no statistics of a population")
+    moments = {stream: _moments(path, stream, *pair) for stream, pair in pairs.items()}
     adm = path.name.startswith(ADM_PREFIX) or "spatial" in moments  # pytorch-fid writes no spatial statistics
     return ReferenceStatistics(name=path.name, moments=moments, sha256=file_hash(path), adm=adm)
 

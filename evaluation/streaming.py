@@ -94,10 +94,12 @@ class Part:
         return self.files[suffix]
 
     def add(self, index: int, row: Row, described: Described) -> None:
-        # sums of all streams are checked before any is changed: a row counts whole or not at all
+        # all streams are checked before any sum is changed: an image counts whole or not at all
         for stream, rows in described.items():
             if not rows.isfinite().all():
-                raise ValueError(f"the features {stream!r} are not finite; the extractor or the image is damaged")
+                raise ValueError(
+                    f"{row['name']}: the features {stream!r} are not finite; the extractor or the image is damaged"
+                )
         for stream, rows in described.items():
             if stream in self.summed:
                 self.sums.setdefault(stream, GaussianSums()).update(rows)
