@@ -128,6 +128,35 @@ def probe_rows(result: Result) -> Iterator[tuple[str, str, float | None, None]]:
         yield from ((label, unit, value, None) for label, (value, unit) in columns.items())
 
 
+def notes(results: Sequence[Result], *, mixed: bool = False) -> Iterator[str]:
+    """What a reader must know of numbers in a table: fewer images than asked for, what is left out, what they rest on."""
+    for result in results:
+        title = (result["recipe"] or result["model"]).get("name") or result["model"]["kind"]
+        n, asked = result["set"]["n"], result["set"].get("asked")
+        if asked is not None and asked != n:
+            yield f"{title}: {n} of the {asked} images that the protocol asks for."
+        if infinite := (result.get("psnr") or {}).get("infinite"):
+            yield f"{title}: {infinite} perfect reconstruction{'s' * (infinite > 1)} left out of the PSNR statistics."
+        if mixed and result.get("provenance"):
+            yield f"{title}: {_provenance(result)}."
+
+
+def _provenance(result: Result) -> str:
+    """Hashes and names of files that numbers rest on beside the protocol's settings."""
+    known = result.get("provenance") or {}
+    texts = (f"{what} {' '.join(str(x)[:24] for x in facts.values())}" for what, facts in sorted(known.items()))
+    return ", ".join(texts) or "none"
+
+
+def _check_provenance(results: Sequence[Result], *, mixed: bool) -> None:
+    found = list(dict.fromkeys(_provenance(result) for result in results))
+    if len(found) > 1 and not mixed and len({result["protocol"]["id"] for result in results}) == 1:
+        raise ValueError(
+            f"table: results by {len(found)} references or files of weights ({'; '.join(found)}) cannot be compared; "
+            "measure them alike, or ask for --mixed"
+        )
+
+
 def number(value: float | None, unit: str = "", *, sign: bool = False) -> str:
     """Decibels with two digits, shares with four; None is a dash."""
     if value is None:
@@ -144,19 +173,15 @@ def results_table(results: Sequence[Result], *, mixed: bool = False) -> Table:
     """
     if not results:
         raise ValueError("table: there are no results to show")
-    for key, noun in (
-        ("protocol", "protocols"),
-        ("set", "sets of images"),
-        ("provenance", "references or files of weights"),
-    ):
+    for key, noun in (("protocol", "protocols"), ("set", "sets of images")):
         found = list(dict.fromkeys(_named(result, key) for result in results))
         if len(found) > 1 and not mixed:
             raise ValueError(
                 f"table: results of {len(found)} {noun} ({', '.join(found)}) cannot be compared; "
                 "measure them alike, or ask for --mixed"
             )
+    _check_provenance(results, mixed=mixed)
     table = Table(title=None if mixed else f"{_named(results[0], 'protocol')} on {_named(results[0], 'set')}")
-    table.caption = "\n".join(_perfect(results)) or None
     table.add_column("")
     single = len(results) == 1 and results[0].get("baseline")
     for result in results:
@@ -177,24 +202,14 @@ def results_table(results: Sequence[Result], *, mixed: bool = False) -> Table:
             difference = None if value is None or base is None else value - base
             cells += [number(base, unit), number(difference, unit, sign=True)]
         table.add_row(name, *cells)
+    table.caption = "\n".join(notes(results, mixed=mixed)) or None
     return table
-
-
-def _perfect(results: Sequence[Result]) -> Iterator[str]:
-    for result in results:
-        if infinite := (result.get("psnr") or {}).get("infinite"):
-            title = (result["recipe"] or result["model"]).get("name") or result["model"]["kind"]
-            yield f"{title}: {infinite} perfect reconstruction{'s' * (infinite > 1)} left out of the PSNR statistics."
 
 
 def _named(result: Result, key: str) -> str:
     if key == "protocol":
         return f"{result[key]['name'].partition('/')[2]} {result[key]['id']}"
-    if key == "provenance":
-        return json.dumps(result.get(key) or {}, sort_keys=True)
-    n, asked = result[key]["n"], result[key].get("asked")
-    count = f"{n} of the {asked}" if asked is not None and asked != n else n
-    return f"{count} images {result[key]['id']}"
+    return f"{result[key]['n']} images {result[key]['id']}"
 
 
 def _version(name: str) -> str:

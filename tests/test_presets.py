@@ -231,14 +231,17 @@ def test_numbers_by_other_weights_or_another_reference_do_not_share_a_table(monk
     one = measured(config)
     monkeypatch.setattr(LPIPSConfig, "provenance", lambda self: {"weights": "fine-tuned"})
     other = measured(config)
-    with pytest.raises(ValueError, match=r"^table: results of 2 references or files of weights "):
+    with pytest.raises(
+        ValueError,
+        match=r"^table: results by 2 references or files of weights \(lpips_alex alex; lpips_alex fine-tuned\) ",
+    ):
         results_table([one, other])
 
 
 def test_fewer_images_than_the_protocol_asks_for_are_shown_as_such(tmp_path: Path) -> None:
     found = measured(protocol(**PLAIN, count=50), Drawn(4))
     assert (found["set"]["n"], found["set"]["asked"]) == (4, 50)
-    assert "4 of the 50 images" in " ".join(text(found).split())
+    assert "4 of the 50 images that the protocol asks for." in " ".join(text(found).split())
     more = Drawn(9)
     found = measured(protocol(**PLAIN, count=4), more)
     assert (found["set"]["n"], more.read_indices) == (4, [0, 1, 2, 3])
