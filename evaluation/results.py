@@ -79,6 +79,35 @@ def load_result(path: Path) -> Result:
     return result
 
 
+def notes(results: Sequence[Result], *, mixed: bool = False) -> Iterator[str]:
+    """What a reader must know of numbers: fewer images than asked for, what is left out, what they rest on."""
+    for result in results:
+        title = (result["recipe"] or result["model"]).get("name") or result["model"]["kind"]
+        n, asked = result["set"]["n"], result["set"].get("asked")
+        if asked is not None and asked != n:
+            yield f"{title}: {n} of the {asked} images that the protocol asks for."
+        if infinite := (result.get("psnr") or {}).get("infinite"):
+            yield f"{title}: {infinite} perfect reconstruction{'s' * (infinite > 1)} left out of the PSNR statistics."
+        if mixed and result.get("provenance"):
+            yield f"{title}: {_provenance(result)}."
+
+
+def _provenance(result: Result) -> str:
+    """Hashes and names of files that numbers rest on beside the protocol's settings."""
+    known = result.get("provenance") or {}
+    texts = (f"{what} {' '.join(str(x)[:24] for x in facts.values())}" for what, facts in sorted(known.items()))
+    return ", ".join(texts) or "none"
+
+
+def _check_provenance(results: Sequence[Result], *, mixed: bool) -> None:
+    found = list(dict.fromkeys(_provenance(result) for result in results))
+    if len(found) > 1 and not mixed and len({result["protocol"]["id"] for result in results}) == 1:
+        raise ValueError(
+            f"table: results by {len(found)} references or files of weights ({'; '.join(found)}) cannot be compared; "
+            "measure them alike, or ask for --mixed"
+        )
+
+
 def plain(value: Any) -> Any:
     """The value with numpy and torch scalars as Python's."""
     if isinstance(value, Mapping):
@@ -128,35 +157,6 @@ def probe_rows(result: Result) -> Iterator[tuple[str, str, float | None, None]]:
         yield from ((label, unit, value, None) for label, (value, unit) in columns.items())
 
 
-def notes(results: Sequence[Result], *, mixed: bool = False) -> Iterator[str]:
-    """What a reader must know of numbers in a table: fewer images than asked for, what is left out, what they rest on."""
-    for result in results:
-        title = (result["recipe"] or result["model"]).get("name") or result["model"]["kind"]
-        n, asked = result["set"]["n"], result["set"].get("asked")
-        if asked is not None and asked != n:
-            yield f"{title}: {n} of the {asked} images that the protocol asks for."
-        if infinite := (result.get("psnr") or {}).get("infinite"):
-            yield f"{title}: {infinite} perfect reconstruction{'s' * (infinite > 1)} left out of the PSNR statistics."
-        if mixed and result.get("provenance"):
-            yield f"{title}: {_provenance(result)}."
-
-
-def _provenance(result: Result) -> str:
-    """Hashes and names of files that numbers rest on beside the protocol's settings."""
-    known = result.get("provenance") or {}
-    texts = (f"{what} {' '.join(str(x)[:24] for x in facts.values())}" for what, facts in sorted(known.items()))
-    return ", ".join(texts) or "none"
-
-
-def _check_provenance(results: Sequence[Result], *, mixed: bool) -> None:
-    found = list(dict.fromkeys(_provenance(result) for result in results))
-    if len(found) > 1 and not mixed and len({result["protocol"]["id"] for result in results}) == 1:
-        raise ValueError(
-            f"table: results by {len(found)} references or files of weights ({'; '.join(found)}) cannot be compared; "
-            "measure them alike, or ask for --mixed"
-        )
-
-
 def number(value: float | None, unit: str = "", *, sign: bool = False) -> str:
     """Decibels with two digits, shares with four; None is a dash."""
     if value is None:
@@ -173,6 +173,7 @@ def results_table(results: Sequence[Result], *, mixed: bool = False) -> Table:
     """
     if not results:
         raise ValueError("table: there are no results to show")
+    _check_provenance(results, mixed=mixed)
     for key, noun in (("protocol", "protocols"), ("set", "sets of images")):
         found = list(dict.fromkeys(_named(result, key) for result in results))
         if len(found) > 1 and not mixed:
@@ -180,7 +181,6 @@ def results_table(results: Sequence[Result], *, mixed: bool = False) -> Table:
                 f"table: results of {len(found)} {noun} ({', '.join(found)}) cannot be compared; "
                 "measure them alike, or ask for --mixed"
             )
-    _check_provenance(results, mixed=mixed)
     table = Table(title=None if mixed else f"{_named(results[0], 'protocol')} on {_named(results[0], 'set')}")
     table.add_column("")
     single = len(results) == 1 and results[0].get("baseline")
