@@ -83,7 +83,7 @@ def notes(results: Sequence[Result], *, mixed: bool = False) -> Iterator[str]:
     """What a reader must know of numbers: fewer images than asked for, what is left out, what they rest on."""
     for result in results:
         title = (result["recipe"] or result["model"]).get("name") or result["model"]["kind"]
-        n, asked = result["set"]["n"], result["set"].get("asked")
+        n, asked = result["set"]["n"], result["set"].get("asked", result.get("asked"))
         if asked is not None and asked != n:
             yield f"{title}: {n} of the {asked} images that the protocol asks for."
         if infinite := (result.get("psnr") or {}).get("infinite"):

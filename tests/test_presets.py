@@ -12,7 +12,16 @@ import rich.console
 import torch
 from streamed import Drawn, Halver, protocol
 
-from latelier.blocks import Part, PointPosteriorConfig, ProtocolConfig, decode, encode, parts
+from latelier.blocks import (
+    EncoderPosterior,
+    Part,
+    ProtocolConfig,
+    SkipDecoderConfig,
+    StackEncoderConfig,
+    decode,
+    encode,
+    parts,
+)
 from latelier.evaluation import (
     ADMGFIDConfig,
     DCAEReconConfig,
@@ -38,6 +47,7 @@ from latelier.evaluation import (
     results_table,
     save_result,
 )
+from latelier.families import DiffAEConfig
 
 PLAIN = {"set_metrics": (), "extractor": None}
 
@@ -171,8 +181,6 @@ class Sampling(Halver):
     """A model whose posterior is as wide as its mode is high."""
 
     def encode_posterior(self, images: torch.Tensor) -> Any:
-        from latelier.blocks import EncoderPosterior
-
         mean = self.encode(images)
         return EncoderPosterior(mean, torch.zeros_like(mean))
 
@@ -189,7 +197,6 @@ def test_a_sampled_posterior_is_seeded_by_image_and_differs_from_the_mode() -> N
     assert measured(mode, model=Sampling())["psnr"]["mean"] > found["psnr"]["mean"] + 1
     assert measured(sampled)["posterior"] == "deterministic"
     assert measured(ReconstructionConfig(posterior="sample", seed=1), model=Sampling())["psnr"] != found["psnr"]
-    assert PointPosteriorConfig().kind == "posterior/point"
 
 
 # --- tables ---------------------------------------------------------------------------------------------------------
@@ -247,6 +254,17 @@ def test_fewer_images_than_the_protocol_asks_for_are_shown_as_such(tmp_path: Pat
     assert (found["set"]["n"], more.read_indices) == (4, [0, 1, 2, 3])
     assert "4 images" in " ".join(text(found).split())
     assert load_result(save_result(found, tmp_path)) == found
+
+
+def test_evaluate_takes_protocols_of_parts_with_its_yardsticks() -> None:
+    stack, skip = StackEncoderConfig(depth=1), SkipDecoderConfig(start=1, middle=1, end=1, rank=4)
+    model = DiffAEConfig(patch=8, width=16, latent=4, encoder=stack, decoder=skip).build()
+    config = protocol(set_metrics=(FrechetConfig(),), count=50)
+    found = evaluate(model, Drawn(4), training=Drawn(6), protocol=config)
+    assert found["population"].keys() == found["baseline"]["population"].keys()
+    assert found["baseline"]["psnr"]["n"] == found["psnr"]["n"] == 4
+    assert found["latents"]["images"] == 4
+    assert "4 of the 50 images" in " ".join(text(found).split())
 
 
 def test_samples_are_measured_as_a_set_against_a_file(tmp_path: Path) -> None:
