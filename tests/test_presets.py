@@ -162,6 +162,14 @@ def test_rounding_costs_what_is_known_at_46_db_and_nothing_below_34() -> None:
     assert costs[46][1] == pytest.approx(0.8, abs=0.15)
 
 
+def test_the_reconstruction_is_rounded_before_it_is_measured() -> None:
+    found = [
+        measured(ReconstructionConfig(quantise=quantise), Drawn(2), Noisy([0.4 / 127.5] * 2))["psnr"]
+        for quantise in (ReconstructionConfig().quantise, RoundConfig(), PNGConfig())
+    ]
+    assert [one["infinite"] for one in found] == [0, 2, 2]
+
+
 def test_not_clamping_is_a_protocol_of_its_own() -> None:
     x = torch.ones(1, 3, 16, 16)
     clamped, free = ReconstructionConfig(), ReconstructionConfig(clamp=False)
@@ -188,6 +196,13 @@ class Sampling(Halver):
         return z
 
 
+class Alike(Drawn):
+    """The same picture under several names."""
+
+    def read(self, index: int) -> Any:
+        return super().read(0)
+
+
 def test_a_sampled_posterior_is_seeded_by_image_and_differs_from_the_mode() -> None:
     sampled, mode = (ReconstructionConfig(posterior=p) for p in ("sample", "mode"))
     found = measured(sampled, model=Sampling())
@@ -196,6 +211,8 @@ def test_a_sampled_posterior_is_seeded_by_image_and_differs_from_the_mode() -> N
     assert found["images"][:2] == alone["images"]  # a number depends on no other image
     assert measured(mode, model=Sampling())["psnr"]["mean"] > found["psnr"]["mean"] + 1
     assert measured(sampled)["posterior"] == "deterministic"
+    one, other = measured(sampled, Alike(2), Sampling())["images"]
+    assert one["psnr"] != other["psnr"]  # the same picture under another name
     assert measured(ReconstructionConfig(posterior="sample", seed=1), model=Sampling())["psnr"] != found["psnr"]
 
 
