@@ -3,9 +3,9 @@
 All arithmetic is float64. Moments come from :class:`GaussianSums`, which add over parts of a set.
 
 Fréchet distance (Heusel et al. 2017): |mu - mu'|² + tr S + tr S' - 2 tr (S^½ S' S^½)^½. The roots are symmetric
-eigenvalue forms with eigenvalues clamped at 0, and what rounding alone keeps from 0 counts as 0. The last trace is
-computed as the sum of the singular values of S^½ S'^½, the same number: square roots of eigenvalues of the product
-would turn rounding of 1e-16 into 1e-8, for each feature that a small set leaves without variance.
+eigenvalue forms with eigenvalues clamped at 0. The last trace is computed as the sum of the singular values of
+S^½ S'^½, the same number: square roots of eigenvalues of the product would turn rounding of 1e-16 into 1e-8, for each
+feature that a small set leaves without variance.
 
 KID (arXiv 1801.01401): the unbiased estimate of MMD² with the kernel (x·y/f + 1)³, mean over subsets.
 Precision and recall (arXiv 1904.06991): the share of one set within the k-NN balls of the other; density and coverage
@@ -69,15 +69,15 @@ def frechet(ours: Moments, theirs: Moments) -> float:
             raise ValueError("frechet: moments are not finite; some image gave features that are not")
     (root_a, trace_a), (root_b, trace_b) = _root(ours.cov), _root(theirs.cov)
     overlap = torch.linalg.svdvals(root_a @ root_b).sum()
-    return ((ours.mean.double() - theirs.mean.double()).square().sum() + trace_a + trace_b - 2 * overlap).item()
+    distance = (ours.mean.double() - theirs.mean.double()).square().sum() + trace_a + trace_b - 2 * overlap
+    return max(distance.item(), 0.0)  # rounding alone makes it negative
 
 
 def _root(cov: Tensor) -> tuple[Tensor, Tensor]:
-    """The symmetric root of a covariance and the covariance's trace, without what rounding left of variances of 0."""
+    """The symmetric root of a covariance, and the trace that belongs to it."""
     cov = cov.double()
     values, vectors = torch.linalg.eigh((cov + cov.T) / 2)
-    rounding = values.abs().max() * len(values) * torch.finfo(values.dtype).eps
-    values = torch.where(values > rounding, values, 0.0)
+    values = values.clamp_min(0)
     return (vectors * values.sqrt()) @ vectors.T, values.sum()
 
 
