@@ -2,8 +2,8 @@
 
 Batches of 8, weights random, sizes as published; on two threads where there is no GPU. MiB is the highest memory of one
 call beside weights and input (on a CPU: of a fresh process, scratch and code of libraries included). The guard on a
-CPU: at least 40 times faster, in less memory, weights included or not. Wanted are 50 times: 92 % of the bridge's time
-are matrix products of its eight blocks, 58 GFLOP a batch.
+CPU: at least 50 times faster, in less memory, weights included or not. It failed when last measured, at 43.6 times:
+92 % of the bridge's time are matrix products of its eight blocks, 58 GFLOP a batch.
 """
 
 import os
@@ -48,7 +48,7 @@ def bench_bridge_against_decoding(table: Table) -> None:
     assert memory[bridge] < memory[decoding]
     assert memory[bridge] + peers[bridge].weight_bytes < memory[decoding] + peers[decoding].weight_bytes
     if not CUDA:
-        assert faster.median >= 40
+        assert faster.median >= 50
         if crowd.cores > (os.cpu_count() or THREADS) - THREADS + 0.2:
             pytest.fail(f"other processes kept {crowd.cores:.1f} cores busy, and the times are theirs; measure alone")
 

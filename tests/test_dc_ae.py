@@ -99,8 +99,8 @@ def settings_of(config: DCAEConfig) -> dict[str, Any]:
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[DCAE, Any, Path]:
     """Ours, diffusers', and the folder that diffusers saved and ours was read from."""
     folder = tmp_path_factory.mktemp(request.param)
-    theirs = awake(in_diffusers(CONFIGS[request.param]))
-    theirs.save_pretrained(folder)  # type: ignore[operator]
+    theirs: Any = awake(in_diffusers(CONFIGS[request.param]))
+    theirs.save_pretrained(folder)
     return DCAE.from_pretrained(folder), theirs, folder
 
 

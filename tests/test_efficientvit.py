@@ -191,8 +191,8 @@ def test_batch_norm_in_place_is_batch_norm(seed: int) -> None:
 
 @pytest.mark.parametrize("norm", ["rms", "batch"])
 @pytest.mark.parametrize("activation", ["silu", "relu"])
-def test_a_res_block_is_two_convolutions_and_a_norm(norm: str, activation: str) -> None:
-    block = ResBlockConfig(norm=norm, activation=activation).build(8).eval()  # type: ignore[arg-type]
+def test_a_res_block_is_two_convolutions_and_a_norm(norm: Any, activation: Any) -> None:
+    block = ResBlockConfig(norm=norm, activation=activation).build(8).eval()
     x = torch.randn(2, 8, 4, 5)
     act = {"silu": F.silu, "relu": F.relu}[activation]
     y = block.conv2(act(block.conv1(x)))
@@ -205,13 +205,15 @@ def test_a_res_block_is_two_convolutions_and_a_norm(norm: str, activation: str) 
 
 
 def test_wrong_settings_are_told() -> None:
-    for settings_, message in (
+    make: Any = EfficientViTBlockConfig
+    cases: tuple[tuple[Any, str], ...] = (
         ({"head_width": 0}, "config.head_width: must be at least 1, got 0"),
         ({"kernels": (4,)}, "config.kernels: must be odd and positive, got [4]"),
         ({"expand": 0.0}, "config.expand: must be positive, got 0.0"),
-    ):
+    )
+    for settings_, message in cases:
         with pytest.raises(PartError) as error:
-            EfficientViTBlockConfig(**settings_)  # type: ignore[arg-type]
+            make(**settings_)
         assert str(error.value) == message
     with pytest.raises(ValueError, match="head_width: must divide the width 48 of the block, got 32"):
         EfficientViTBlockConfig().build(48)

@@ -1,5 +1,7 @@
 """Residual downs and ups against the formulas of DC-AE written out, and their fast paths against their plain ones."""
 
+from typing import Any
+
 import hypothesis.strategies as st
 import pytest
 import torch
@@ -27,8 +29,8 @@ every_up = pytest.mark.parametrize("config", UPS, ids=lambda config: config.kind
 
 
 def plain_down(module: nn.Module, x: Tensor, out: int, *, unshuffle: bool, shortcut: bool = True) -> Tensor:
-    conv = module.get_submodule("conv")
-    y = F.conv2d(x, conv.weight, conv.bias, stride=1 if unshuffle else 2, padding=1)  # type: ignore[arg-type]
+    conv: Any = module.get_submodule("conv")
+    y = F.conv2d(x, conv.weight, conv.bias, stride=1 if unshuffle else 2, padding=1)
     y = F.pixel_unshuffle(y, 2) if unshuffle else y
     if not shortcut:
         return y
@@ -36,9 +38,9 @@ def plain_down(module: nn.Module, x: Tensor, out: int, *, unshuffle: bool, short
 
 
 def plain_up(module: nn.Module, x: Tensor, out: int, *, shuffle: bool, shortcut: bool = True) -> Tensor:
-    conv = module.get_submodule("conv")
+    conv: Any = module.get_submodule("conv")
     big = x if shuffle else F.interpolate(x, scale_factor=2.0, mode="nearest")
-    y = F.conv2d(big, conv.weight, conv.bias, padding=1)  # type: ignore[arg-type]
+    y = F.conv2d(big, conv.weight, conv.bias, padding=1)
     y = F.pixel_shuffle(y, 2) if shuffle else y
     if not shortcut:
         return y
